@@ -1,0 +1,71 @@
+"""What happens to tiles that cannot be decoded: replaced, named once, and an error where there are too many."""
+
+import logging
+import math
+from collections.abc import Iterable
+
+from dinov2.data.errors import TooManyBadTilesError
+
+logger = logging.getLogger(__name__)
+
+FIRST_LOOK = 1000  # tiles
+NAMED = 5  # paths in the error
+
+
+class BadTileMonitor:
+    """Counts damaged tiles in the main process.
+
+    The rule: the run stops as soon as the number of different bad tiles exceeds
+    ceil(max_bad_fraction * max(seen, min(n, 1000))), where n is the size of the data set and `seen` the number of
+    samples so far, at most n. So a few bad tiles at the very start of a large set do not stop it, a fraction of 0
+    tolerates none, and any other fraction tolerates at least one.
+
+    Args:
+        max_bad_fraction: `data.max_bad_fraction`.
+        dataset_size: number of tiles.
+    """
+
+    def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
+        self.max_bad_fraction = max_bad_fraction
+        self.dataset_size = dataset_size
+        self.paths: dict[str, str] = {}  # path -> reason, in the order of appearance
+        self._samples = 0
+
+    def update(self, bad: Iterable[tuple[str, str]], n_samples: int) -> None:
+        """Take note of one batch.
+
+        Args:
+            bad: (path, reason) of each failure.
+            n_samples: samples in the batch.
+
+        Raises:
+            TooManyBadTilesError: the rule above is broken.
+        """
+        self._samples += n_samples
+        for path, reason in bad:
+            if path not in self.paths:
+                self.paths[path] = reason
+                logger.warning("bad tile %d, replaced by another: %s: %s", len(self.paths), path, reason)
+        if len(self.paths) > self.allowed:
+            raise TooManyBadTilesError(self._message())
+
+    @property
+    def seen(self) -> int:
+        """Different tiles seen so far; samples do not repeat within an epoch."""
+        return min(self._samples, self.dataset_size)
+
+    @property
+    def allowed(self) -> int:
+        """Bad tiles tolerated at this point."""
+        return math.ceil(self.max_bad_fraction * max(self.seen, min(self.dataset_size, FIRST_LOOK)))
+
+    def _message(self) -> str:
+        count = len(self.paths)
+        seen = max(self.seen, count)
+        named = "\n".join(f"  {path}: {reason}" for path, reason in list(self.paths.items())[:NAMED])
+        more = f"\n  and {count - NAMED} more" if count > NAMED else ""
+        return (
+            f"{count} tiles cannot be decoded, {count / seen:.1%} of the {seen} tiles seen "
+            f"({self.allowed} are tolerated so far):\n{named}{more}\n"
+            f"Repair or remove them, or raise data.max_bad_fraction (now {self.max_bad_fraction})"
+        )

@@ -1,0 +1,7 @@
+"""Data sets by string: `make_dataset("Folder:root=TILES")`. Importing this package registers the built-in kinds."""
+
+from dinov2.data.datasets.base import TileDataset
+from dinov2.data.datasets.folder import Folder
+from dinov2.data.datasets.registry import list_datasets, make_dataset, register_dataset
+
+__all__ = ["Folder", "TileDataset", "list_datasets", "make_dataset", "register_dataset"]

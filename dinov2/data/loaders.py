@@ -1,0 +1,101 @@
+"""The training loader: an infinite stream of batches that depends on the seed and the step, and on nothing else."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from dinov2.data.augmentations import MultiCropAugmentation
+from dinov2.data.bad_tiles import BadTileMonitor
+from dinov2.data.collate import MultiCropBatch, MultiCropCollator, UnreadableBatch
+from dinov2.data.datasets import TileDataset
+from dinov2.data.errors import TooManyBadTilesError
+from dinov2.data.samplers import RankBatchSampler
+from dinov2.data.samples import SampleStream
+from dinov2.data.workers import init_worker, single_thread
+from dinov2.utils.schema import CropsSection, IbotSection
+
+
+class MultiCropLoader:
+    """Iterable of `MultiCropBatch`, without end; each iteration begins at `start_step`. Use `make_loader`.
+
+    Attributes:
+        monitor: the damaged tiles met so far.
+    """
+
+    def __init__(self, batches: "DataLoader[MultiCropBatch | UnreadableBatch]", monitor: BadTileMonitor) -> None:
+        self.monitor = monitor
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[MultiCropBatch]:
+        """Yield batches.
+
+        Raises:
+            TooManyBadTilesError: see `BadTileMonitor`; also where a sample and all its replacements are damaged.
+        """
+        batches = iter(self._batches)
+        while True:
+            with single_thread():  # without workers, the work is done here
+                batch = next(batches)
+            if isinstance(batch, UnreadableBatch):
+                self.monitor.update(batch.bad, batch.n_samples)
+                raise TooManyBadTilesError(
+                    f"no readable tile found: {len(self.monitor.paths)} different tiles failed, and with them every "
+                    f"replacement drawn; the last: {': '.join(batch.bad[-1])}"
+                )
+            self.monitor.update(batch.bad, len(batch.positions))
+            yield batch
+
+
+def make_loader(
+    dataset: TileDataset,
+    crops: CropsSection,
+    ibot: IbotSection,
+    *,
+    patch_size: int,
+    global_batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    max_bad_fraction: float = 0.01,
+    pin_memory: bool = False,
+) -> MultiCropLoader:
+    """Loader of one process.
+
+    Args:
+        dataset: the tiles.
+        crops: multi-crop and augmentation.
+        ibot: of which only the mask settings matter here.
+        patch_size: px; `crops.global_crops_size` must be a multiple.
+        global_batch_size: samples in a step over all processes, a multiple of `world_size`.
+        seed: `train.seed`; order, crops and masks follow from it.
+        num_workers: loader processes; 0 loads in this process. Batches do not depend on it.
+        start_step: first step.
+        rank: this process.
+        world_size: number of processes.
+        max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor`.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+
+    Raises:
+        ValueError: sizes that do not divide, or a rank or step out of range.
+    """
+    side, remainder = divmod(crops.global_crops_size, patch_size)
+    if remainder:
+        raise ValueError(f"crops.global_crops_size {crops.global_crops_size} is not a multiple of patch {patch_size}")
+    collate = MultiCropCollator(
+        seed, global_batch_size, (side, side), ibot.mask_sample_probability, ibot.mask_ratio_min_max
+    )
+    batches: DataLoader[MultiCropBatch | UnreadableBatch] = DataLoader(
+        SampleStream(dataset, MultiCropAugmentation(crops), seed),  # type: ignore[arg-type]
+        batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step),
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=init_worker,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # Workers' base seed comes from here: the global RNG must not depend on how the data are loaded.
+        generator=torch.Generator(),
+    )
+    return MultiCropLoader(batches, BadTileMonitor(max_bad_fraction, len(dataset)))

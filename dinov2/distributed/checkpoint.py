@@ -1,0 +1,134 @@
+"""Training checkpoints in torch.distributed.checkpoint's layout, with one process or many.
+
+    checkpoints/<iteration>/            appears by one rename, so that a folder of that name is complete
+        .metadata, __0_0.distcp         student, teacher, centres, optimiser, RNG, iteration: tensors only
+        teacher.safetensors             the teacher's backbone, complete: what evaluation needs
+        checkpoint.json                 iteration, samples seen, global batch size, version
+
+Everything stored is a tensor under its parameter's full name, so that loading does not depend on how many processes
+wrote it.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+import dinov2
+from dinov2.distributed.env import is_distributed
+from dinov2.models.weights import TEACHER_FILE, save_backbone
+from dinov2.utils.errors import CheckpointError
+from dinov2.utils.files import write_text
+from dinov2.utils.schema import SSLConfig
+
+logger = logging.getLogger("dinov2")
+
+
+@dataclass(frozen=True)
+class Checkpointer:
+    """Saves and restores the training state of a run under `folder`, keeping the newest and every `keep_every`-th."""
+
+    folder: Path
+    keep_last: int
+    keep_every: int
+
+    def save(self, arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, config: SSLConfig) -> Path:
+        """Write the state after `iteration` steps and return its folder."""
+        target = self.folder / str(iteration)
+        if target.is_dir():
+            return target
+        temporary = self.folder / f".{iteration}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        dcp.save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
+        save_backbone(temporary / TEACHER_FILE, arch.teacher["backbone"].state_dict(), config, iteration)
+        about = {
+            "iteration": iteration,
+            "global_batch_size": config.train.global_batch_size,
+            "samples": iteration * (config.train.global_batch_size or 0),
+            "version": dinov2.__version__,
+        }
+        write_text(temporary / "checkpoint.json", json.dumps(about, indent=2))
+        _sync_folder(temporary)
+        os.replace(temporary, target)
+        _sync_folder(self.folder)
+        self._remove_old()
+        return target
+
+    def restore(self, arch: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Load the newest readable checkpoint into `arch` and `optimizer`; return its iteration, 0 without any.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them can be read.
+        """
+        failures = []
+        for iteration in reversed(self.iterations()):
+            path = self.folder / str(iteration)
+            try:
+                state = _state(arch, optimizer, 0)
+                dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
+            except Exception as error:  # damage shows as many kinds of exception
+                logger.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
+                failures.append(f"{path}: {error}")
+                continue
+            return _apply(state, arch, optimizer)
+        if failures:
+            raise CheckpointError("none of the run's checkpoints can be read:\n  " + "\n  ".join(failures))
+        return 0
+
+    def iterations(self) -> list[int]:
+        """Return the iterations that have a checkpoint, in ascending order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def _remove_old(self) -> None:
+        for iteration in self.iterations()[: -self.keep_last]:
+            if iteration % self.keep_every:
+                shutil.rmtree(self.folder / str(iteration), ignore_errors=True)
+
+
+def _state(arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) -> dict[str, Any]:
+    rng = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    return {
+        "model": get_model_state_dict(arch),
+        # Rates and decay follow from the schedules and are not state.
+        "optimizer": get_optimizer_state_dict(arch, optimizer)["state"],
+        "iteration": torch.tensor(iteration),
+        "rng": rng,
+    }
+
+
+def _apply(state: dict[str, Any], arch: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    set_model_state_dict(arch, state["model"])
+    groups = get_optimizer_state_dict(arch, optimizer)["param_groups"]
+    set_optimizer_state_dict(arch, optimizer, {"state": state["optimizer"], "param_groups": groups})
+    torch.set_rng_state(state["rng"]["cpu"])
+    if "cuda" in state["rng"]:
+        torch.cuda.set_rng_state(state["rng"]["cuda"])
+    return int(state["iteration"])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's files and its entries to disk."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,26 @@
+"""Where this process stands among the others, and collectives that are the identity when it is alone."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Tell whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Return this process's number, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all processes, in place, and return it."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,1 @@
+"""Building blocks of the backbones and heads, one layer a file."""

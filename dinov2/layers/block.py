@@ -1,0 +1,42 @@
+"""The residual block that every backbone stacks."""
+
+from torch import Tensor, nn
+
+from dinov2.layers.attention import Attention
+from dinov2.layers.drop_path import DropPath
+from dinov2.layers.layer_scale import LayerScale
+from dinov2.layers.mlp import Mlp
+from dinov2.layers.swiglu import SwiGLU
+
+
+class Block(nn.Module):
+    """x + drop_path(ls1(sequence_mixer(norm1(x)))), then the same with the channel mixer, over tokens (B, L, D).
+
+    Attention and feed-forward layers carry DINOv2's names (`attn`, `mlp`), so that its checkpoints load; the others are
+    `mixer` and `channel_mixer`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        sequence_mixer: nn.Module,
+        channel_mixer: nn.Module,
+        norm_eps: float,
+        layerscale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._sequence = "attn" if isinstance(sequence_mixer, Attention) else "mixer"
+        self._channel = "mlp" if isinstance(channel_mixer, Mlp | SwiGLU) else "channel_mixer"
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.add_module(self._sequence, sequence_mixer)
+        self.ls1 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.add_module(self._channel, channel_mixer)
+        self.ls2 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Refine tokens (B, L, D) -> (B, L, D)."""
+        x = x + self.drop_path(self.ls1(self.get_submodule(self._sequence)(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.get_submodule(self._channel)(self.norm2(x))))

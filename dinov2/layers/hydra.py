@@ -1,0 +1,61 @@
+"""The Hydra mixer (arXiv 2407.09941): a quasiseparable matrix as two shifted state-space scans and a diagonal."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinov2.layers.scan import inverse_softplus_of_log_uniform
+from dinov2.ops import ssd
+
+
+class HydraScan(nn.Module):
+    """The scan's parameters, kept in float32: A = -exp(A_log) and D per head, the bias of dt shared by both ways."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.zeros(heads))
+        self.D = nn.Parameter(torch.ones(heads))
+        self.dt_bias = nn.Parameter(inverse_softplus_of_log_uniform(heads))
+
+    def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        """Scan x (B, L, H, P) with raw step sizes dt (B, L, H), B and C (B, L, 1, N)."""
+        step = F.softplus(dt.float() + self.dt_bias.float())
+        return ssd(x, step, -torch.exp(self.A_log.float()), B, C)
+
+
+class Hydra(nn.Module):
+    """Mix tokens (B, L, D) in both directions at once.
+
+    Both directions share x, A and the bias of dt; each has its own dt, B and C. A token's own contribution comes only
+    from the diagonal x * (W_D x + D), because the scans are shifted by one token.
+    """
+
+    def __init__(self, dim: int, d_state: int = 64, d_conv: int = 7, expand: int = 2, headdim: int = 64) -> None:
+        super().__init__()
+        inner = expand * dim
+        if inner % headdim:
+            raise ValueError(f"hydra: the head width {headdim} does not divide the inner width {expand} * {dim} = {inner}")
+        self.heads, self.headdim, self.d_state, self.inner = inner // headdim, headdim, d_state, inner
+        mixed = inner + 4 * d_state  # x, then B and C of both directions
+        self.in_proj = nn.Linear(dim, inner + mixed + 2 * self.heads, bias=False)
+        self.conv1d = nn.Conv1d(mixed, mixed, d_conv, groups=mixed, padding=d_conv // 2, bias=True)
+        self.scan = HydraScan(self.heads)
+        self.fc_D = nn.Linear(inner, self.heads, bias=False)
+        self.norm = nn.RMSNorm(inner, eps=1e-5)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Mix tokens (B, L, D) -> (B, L, D)."""
+        z, mixed, dt = self.in_proj(u).split([self.inner, self.conv1d.in_channels, 2 * self.heads], dim=-1)
+        mixed = F.silu(self.conv1d(mixed.transpose(1, 2))).transpose(1, 2)
+        x, ahead, back = mixed.split([self.inner, 2 * self.d_state, 2 * self.d_state], dim=-1)
+        dt_ahead, dt_back = dt.chunk(2, dim=-1)
+        heads = x.unflatten(-1, (self.heads, self.headdim))  # (B, L, H, P)
+
+        B, C = torch.cat([ahead, back.flip(1)]).unsqueeze(2).chunk(2, dim=-1)  # each (2B, L, 1, N)
+        y = self.scan(torch.cat([heads, heads.flip(1)]), torch.cat([dt_ahead, dt_back.flip(1)]), B, C)
+        y = F.pad(y[:, :-1], (0, 0, 0, 0, 1, 0))  # a token's own input does not reach it through the scan
+        forward_part, backward_part = y.chunk(2)
+        gain = self.fc_D(x) + self.scan.D.to(x.dtype)  # (B, L, H)
+        out = forward_part + backward_part.flip(1) + heads * gain.unsqueeze(-1)
+        return self.out_proj(self.norm(out.flatten(2)) * F.silu(z))

@@ -1,0 +1,1 @@
+"""Where a run's numbers go, and what a run says of itself."""

@@ -1,0 +1,181 @@
+"""The one backbone class: patches in, tokens of one width through a stack of blocks, DINOv2's outputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.layers.attention import Attention
+from dinov2.layers.block import Block
+from dinov2.layers.einfft import EinFFT
+from dinov2.layers.hydra import Hydra
+from dinov2.layers.mamba_vision import MambaVisionMixer
+from dinov2.layers.mlp import Mlp
+from dinov2.layers.patch_embed import PatchEmbed
+from dinov2.layers.swiglu import SwiGLU
+from dinov2.layers.vim import BidirectionalMamba
+from dinov2.models.init import initialise
+from dinov2.models.pos_embed import interpolate_pos_embed
+from dinov2.models.spec import BackboneSpec
+
+Features = dict[str, Tensor | None]
+
+
+class IsotropicBackbone(nn.Module):
+    """A backbone built from a spec. Images are (B, 3, H, W) with sides that are multiples of the patch size.
+
+    `forward_features` returns `x_norm_clstoken (B, D)`, `x_norm_regtokens (B, R, D)`, `x_norm_patchtokens (B, N, D)`
+    in raster order, `x_prenorm (B, 1 + R + N, D)` ordered CLS, registers, patches, and `masks`.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_dim = self.num_features = spec.embed_dim
+        self.patch_size = spec.patch_size
+        self.num_heads = spec.num_heads
+        self.num_register_tokens = spec.num_register_tokens
+        self.n_blocks = spec.depth
+        dim = spec.embed_dim
+
+        self.patch_embed = PatchEmbed(spec.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.register_tokens = (
+            nn.Parameter(torch.zeros(1, spec.num_register_tokens, dim)) if spec.num_register_tokens else None
+        )
+        side = max(spec.img_size // spec.patch_size, 1)
+        self.pos_embed = nn.Parameter(torch.zeros(1, side * side + 1, dim)) if spec.pos_embed == "learned" else None
+        self.blocks = nn.ModuleList(_build_blocks(spec))
+        self.norm = nn.LayerNorm(dim, eps=spec.norm_eps)
+        self.head = nn.Identity()
+        initialise(self)
+
+    def forward(self, x: Tensor, masks: Tensor | None = None, is_training: bool = False) -> Tensor | Features:
+        """Return the CLS embedding (B, D), or all outputs of `forward_features` when `is_training`."""
+        features = self.forward_features(x, masks)
+        return features if is_training else self.head(features["x_norm_clstoken"])
+
+    def forward_features(self, x: Tensor, masks: Tensor | None = None) -> Features:
+        """Embed images (B, 3, H, W); patches where `masks` (B, N) is True are replaced by the mask token."""
+        tokens = self._embed(x, masks)
+        for block in self.blocks:
+            tokens = block(tokens)
+        prenorm = self._ordered(tokens)
+        normed = self.norm(prenorm)
+        start = 1 + self.num_register_tokens
+        return {
+            "x_norm_clstoken": normed[:, 0],
+            "x_norm_regtokens": normed[:, 1:start],
+            "x_norm_patchtokens": normed[:, start:],
+            "x_prenorm": prenorm,
+            "masks": masks,
+        }
+
+    def forward_features_list(self, xs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Features]:
+        """Embed several batches of images of different sizes; one dict each."""
+        return [self.forward_features(x, mask) for x, mask in zip(xs, masks, strict=True)]
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Any, ...]:
+        """Return the patch tokens after the last `n` blocks, or after the blocks whose indices are in `n`.
+
+        Each is (B, N, D), or (B, D, H / p, W / p) when `reshape`; with `return_class_token` a pair with CLS (B, D).
+
+        Raises:
+            ValueError: a block that does not exist is asked for.
+        """
+        depth = len(self.blocks)
+        wanted = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
+        if any(not 0 <= index < depth for index in wanted):
+            raise ValueError(f"get_intermediate_layers: blocks {wanted} asked for, but there are blocks 0 to {depth - 1}")
+        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        tokens = self._embed(x, None)
+        outputs = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in wanted:
+                outputs[index] = self._ordered(tokens)
+        results: list[Any] = []
+        for index in wanted:
+            out = self.norm(outputs[index]) if norm else outputs[index]
+            patches = out[:, 1 + self.num_register_tokens :]
+            if reshape:
+                patches = patches.transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, h, w)
+            results.append((patches, out[:, 0]) if return_class_token else patches)
+        return tuple(results)
+
+    def _embed(self, x: Tensor, masks: Tensor | None) -> Tensor:
+        """Return the tokens (B, 1 + R + N, D) in the order in which the blocks see them."""
+        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        patches = self.patch_embed(x)  # (B, N, D)
+        if masks is not None:
+            if tuple(masks.shape) != tuple(patches.shape[:2]):
+                raise ValueError(f"masks have shape {tuple(masks.shape)}; expected {tuple(patches.shape[:2])}")
+            patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype).unsqueeze(0), patches)
+        special = self.cls_token.expand(x.shape[0], -1, -1)  # (B, 1, D)
+        if self.pos_embed is not None:
+            pos = interpolate_pos_embed(
+                self.pos_embed, rows, columns, self.spec.interpolate_antialias, self.spec.interpolate_offset
+            )
+            patches = patches + pos[:, 1:].to(patches.dtype)
+            special = special + pos[:, :1]
+        if self.register_tokens is not None:
+            special = torch.cat([special, self.register_tokens.expand(x.shape[0], -1, -1)], dim=1)
+        split = patches.shape[1] // 2 if self.spec.cls_position == "middle" else 0
+        return torch.cat([patches[:, :split], special.to(patches.dtype), patches[:, split:]], dim=1)
+
+    def _ordered(self, tokens: Tensor) -> Tensor:
+        """Reorder tokens (B, 1 + R + N, D) from the blocks' order to CLS, registers, patches."""
+        if self.spec.cls_position == "first":
+            return tokens
+        special = 1 + self.num_register_tokens
+        split = (tokens.shape[1] - special) // 2
+        return torch.cat([tokens[:, split : split + special], tokens[:, :split], tokens[:, split + special :]], dim=1)
+
+
+def _build_blocks(spec: BackboneSpec) -> list[Block]:
+    depth = spec.depth
+    rates = [
+        spec.drop_path_rate if spec.drop_path_uniform else spec.drop_path_rate * i / max(depth - 1, 1)
+        for i in range(depth)
+    ]
+    pairs = [(g.sequence_mixer, g.channel_mixer) for g in spec.blocks for _ in range(g.count)]
+    return [
+        Block(
+            spec.embed_dim,
+            _sequence_mixer(sequence, spec),
+            _channel_mixer(channel, spec),
+            spec.norm_eps,
+            spec.layerscale,
+            rate,
+        )
+        for (sequence, channel), rate in zip(pairs, rates, strict=True)
+    ]
+
+
+def _sequence_mixer(name: str, spec: BackboneSpec) -> nn.Module:
+    states = {} if spec.d_state is None else {"d_state": spec.d_state}
+    if name == "attention":
+        return Attention(spec.embed_dim, spec.num_heads, spec.qkv_bias, spec.proj_bias)
+    if name == "mamba_vision":
+        return MambaVisionMixer(spec.embed_dim, dt_init=spec.dt_init, **states)
+    if name == "vim":
+        return BidirectionalMamba(spec.embed_dim, dt_init=spec.dt_init, **states)
+    return Hydra(spec.embed_dim, **states)
+
+
+def _channel_mixer(name: str, spec: BackboneSpec) -> nn.Module:
+    hidden = int(spec.embed_dim * spec.mlp_ratio)
+    if name == "mlp":
+        return Mlp(spec.embed_dim, hidden, spec.ffn_bias)
+    if name == "swiglu":
+        return SwiGLU(spec.embed_dim, hidden, spec.ffn_bias)
+    return EinFFT(spec.embed_dim)

@@ -1,0 +1,6 @@
+"""Sequence operators with a choice of backend."""
+
+from dinov2.ops.selective_scan import selective_scan
+from dinov2.ops.ssd import ssd
+
+__all__ = ["selective_scan", "ssd"]

@@ -1,0 +1,42 @@
+"""Input rules of the selective scan."""
+
+from torch import Tensor
+
+
+def check_inputs(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Raise ValueError naming the argument, its shape and the rule when the arguments do not fit together."""
+    if u.ndim != 3:
+        raise ValueError(f"selective_scan: u has shape {tuple(u.shape)}; expected (batch, channels, length)")
+    if A.ndim != 2:
+        raise ValueError(f"selective_scan: A has shape {tuple(A.shape)}; expected (channels, states)")
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    if 0 in u.shape or states == 0:
+        raise ValueError(f"selective_scan: u {tuple(u.shape)} and A {tuple(A.shape)} must not have an empty axis")
+    rules: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("delta", delta, (batch, channels, length)),
+        ("A", A, (channels, states)),
+        ("B", B, (batch, states, length)),
+        ("C", C, (batch, states, length)),
+        ("D", D, (channels,)),
+        ("z", z, (batch, channels, length)),
+        ("delta_bias", delta_bias, (channels,)),
+    ]
+    for name, tensor, shape in [("u", u, tuple(u.shape)), *rules]:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; expected {shape} for this u and A")
+        if not tensor.is_floating_point():
+            raise ValueError(f"selective_scan: {name} has dtype {tensor.dtype}; expected a real floating-point dtype")
+        if tensor.device != u.device:
+            raise ValueError(f"selective_scan: {name} is on {tensor.device} but u is on {u.device}")

@@ -1,0 +1,72 @@
+"""State-space duality (Mamba-2, arXiv 2405.21060) with the shapes of mamba-ssm's `mamba_chunk_scan_combined`.
+
+For each head h, with a scalar decay per step:
+H_t = exp(dt_t A_h) H_{t-1} + dt_t x_t B_t^T,   y_t = H_t C_t + D_h x_t
+"""
+
+import torch
+from torch import Tensor
+
+from dinov2.ops.dispatch import choose_backend
+from dinov2.ops.ssd.cpu import ssd_chunked
+from dinov2.ops.ssd.reference import ssd_reference
+
+__all__ = ["ssd"]
+
+BACKENDS = ("reference", "cpu")
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int = 64,
+    D: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Scan `x` (B, L, H, P) and return (B, L, H, P) in its dtype.
+
+    Args:
+        x: inputs (B, L, H, P): H heads of P channels.
+        dt: positive step sizes (B, L, H).
+        A: real, negative decay of each head (H,).
+        B: input projections (B, L, G, N); G groups share them among H / G heads.
+        C: output projections (B, L, G, N).
+        chunk_size: tokens that are handled as one matrix product.
+        D: skip weights (H,).
+        backend: `auto`, `cpu` (chunked, plain PyTorch, runs on any device) or `reference` (a plain loop).
+
+    The computation runs in float32, or in float64 when `x` is float64.
+
+    Raises:
+        ValueError: a shape breaks the rules above (named), or the backend is unknown.
+    """
+    _check(x, dt, A, B, C, D)
+    name = choose_backend("ssd", backend, BACKENDS, default="cpu")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    with torch.autocast(x.device.type, enabled=False):
+        inputs = [tensor.to(dtype) for tensor in (x, dt, A, B, C)]
+        y = ssd_reference(*inputs) if name == "reference" else ssd_chunked(*inputs, chunk_size=chunk_size)
+        if D is not None:
+            y = y + D.to(dtype)[:, None] * inputs[0]
+    return y.to(x.dtype)
+
+
+def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> None:
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"ssd: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, heads, channels)")
+    batch, length, heads, _ = x.shape
+    if B.ndim != 4 or heads % max(B.shape[2], 1):
+        raise ValueError(f"ssd: B has shape {tuple(B.shape)}; expected (batch, length, groups dividing {heads}, states)")
+    rules: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("dt", dt, (batch, length, heads)),
+        ("A", A, (heads,)),
+        ("B", B, (batch, length, *B.shape[2:])),
+        ("C", C, tuple(B.shape)),
+        ("D", D, (heads,)),
+    ]
+    for name, tensor, shape in rules:
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"ssd: {name} has shape {tuple(tensor.shape)}; expected {shape} for this x")

@@ -1,0 +1,1 @@
+"""The pretraining program: `python -m dinov2.train`."""

@@ -1,0 +1,56 @@
+"""The output folder of a run: `config.yaml` first, and never two runs in one folder."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dinov2.utils.config import config_to_dict, differing_keys, to_yaml
+from dinov2.utils.errors import RunFolderError
+from dinov2.utils.files import write_text
+from dinov2.utils.schema import SSLConfig
+
+# Keys that do not change what is computed, and may differ when a run goes on.
+FREE_KEYS = frozenset(
+    {
+        "train.output_dir",
+        "train.max_steps",
+        "train.num_workers",
+        "train.num_threads",
+        "train.saveckp_freq",
+        "train.checkpoint_period_iterations",
+        "train.keep_last_checkpoints",
+        "train.log_period_iterations",
+        "evaluation.eval_period_iterations",
+        "data.max_bad_fraction",
+    }
+)
+
+
+def prepare_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> None:
+    """Create the folder and write `config.yaml`, or check that it holds this very run.
+
+    Raises:
+        RunFolderError: it holds files of something else, or a run of another configuration (the differing keys), unless
+            `force`.
+    """
+    path = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"output folder {str(folder)!r} is a file; give a folder with --output-dir")
+    if path.is_file():
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path))
+        differing = differing_keys(stored, config_to_dict(config))
+        rows = [f"{key}: {a!r} there, {b!r} here" for key, (a, b) in differing.items() if key not in FREE_KEYS]
+        if rows and not force:
+            raise RunFolderError(
+                f"output folder {str(folder)!r} holds a run of another configuration:\n  "
+                + "\n  ".join(rows)
+                + "\ngive another --output-dir, or --force to go on with the new values"
+            )
+    elif folder.is_dir() and any(folder.iterdir()) and not force:
+        names = ", ".join(sorted(item.name for item in folder.iterdir())[:5])
+        raise RunFolderError(
+            f"output folder {str(folder)!r} is not empty and holds no config.yaml ({names}); give a new or empty "
+            "--output-dir, or --force to write into it"
+        )
+    write_text(path, to_yaml(config))

@@ -1,0 +1,123 @@
+"""Student, teacher and the DINOv2 objective (arXiv 2304.07193, section 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from dinov2.data.collate import MultiCropBatch
+from dinov2.layers.dino_head import DINOHead
+from dinov2.loss import SoftmaxCenter, dino_loss, ibot_patch_loss, koleo_loss, sinkhorn_knopp
+from dinov2.models import IsotropicBackbone, build_model_from_cfg
+from dinov2.utils.schema import DinoSection, IbotSection, SSLConfig
+
+N_GLOBAL_CROPS = 2
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher asks for: the CLS targets of each global crop (B, K), and those of the masked patches (M, K)."""
+
+    cls: tuple[Tensor, Tensor]
+    patches: Tensor
+
+
+class SSLMetaArch(nn.Module):
+    """DINO on CLS tokens, iBOT on masked patches and KoLeo, for a student and its moving average, the teacher.
+
+    `student` and `teacher` hold `backbone`, `dino_head` and, unless the heads are shared, `ibot_head`.
+    """
+
+    def __init__(self, config: SSLConfig) -> None:
+        super().__init__()
+        self.dino, self.ibot = config.dino, config.ibot
+        self.n_local = config.crops.local_crops_number
+        student, teacher, embed_dim = build_model_from_cfg(config)
+        self.student = self._with_heads(student, embed_dim)
+        self.teacher = self._with_heads(teacher, embed_dim)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False).eval()
+        self.centers: nn.ModuleDict | None = None
+        if config.train.centering == "centering":
+            patches = self.ibot.head_n_prototypes if self.ibot.separate_head else self.dino.head_n_prototypes
+            self.centers = nn.ModuleDict(
+                {"dino": SoftmaxCenter(self.dino.head_n_prototypes), "ibot": SoftmaxCenter(patches)}
+            )
+
+    def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
+        """Return the weighted parts of the loss of a batch, and their sum as `total`."""
+        targets = self.targets(batch, teacher_temp)
+        student = self.student["backbone"]
+        inputs, masks = [batch.global_crops], [batch.masks if self.ibot.loss_weight else None]
+        if self.n_local:
+            inputs, masks = [*inputs, batch.local_crops], [*masks, None]
+        outputs = student.forward_features_list(inputs, masks)
+        global_cls = outputs[0]["x_norm_clstoken"]  # (2B, D)
+        local_cls = outputs[1]["x_norm_clstoken"] if self.n_local else global_cls[:0]  # (nB, D)
+
+        cls_scores = self.student["dino_head"](torch.cat([global_cls, local_cls]))  # ((2 + n)B, K)
+        crops = cls_scores.chunk(N_GLOBAL_CROPS + self.n_local)
+        pairs = N_GLOBAL_CROPS + N_GLOBAL_CROPS * self.n_local
+        # Each global crop learns from the other one; every local crop learns from both.
+        dino_global = dino_loss([crops[0]], [targets.cls[1]]) + dino_loss([crops[1]], [targets.cls[0]])
+        parts = {"dino_global_crops_loss": self.dino.loss_weight * dino_global / pairs}
+        if self.n_local:
+            local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
+            parts["dino_local_crops_loss"] = self.dino.loss_weight * local / pairs
+        if self.dino.koleo_loss_weight:
+            spread = sum((koleo_loss(crop) for crop in global_cls.chunk(N_GLOBAL_CROPS)), start=global_cls.new_zeros(()))
+            parts["koleo_loss"] = self.dino.koleo_loss_weight * spread
+        if self.ibot.loss_weight:
+            patches = outputs[0]["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
+            scores = self._patch_head(self.student)(patches)
+            patch_loss = ibot_patch_loss(scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
+            parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
+        parts["total"] = torch.stack([part.float() for part in parts.values()]).sum()
+        return parts
+
+    @torch.no_grad()
+    def targets(self, batch: MultiCropBatch, teacher_temp: float) -> Targets:
+        """Return the teacher's targets for a batch."""
+        features = self.teacher["backbone"].forward_features(batch.global_crops)
+        cls_scores = self.teacher["dino_head"](features["x_norm_clstoken"])  # (2B, K)
+        first, second = self._sharpen(cls_scores, teacher_temp, "dino").chunk(N_GLOBAL_CROPS)
+        if not self.ibot.loss_weight:
+            return Targets((first, second), cls_scores[:0])
+        patches = features["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
+        patch_scores = self._patch_head(self.teacher)(patches)
+        return Targets((first, second), self._sharpen(patch_scores, teacher_temp, "ibot"))
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student: t = momentum * t + (1 - momentum) * s."""
+        get_ema_multi_avg_fn(momentum)(list(self.teacher.parameters()), list(self.student.parameters()), None)
+
+    def train(self, mode: bool = True) -> "SSLMetaArch":
+        """Set the student's mode; the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def _sharpen(self, scores: Tensor, temperature: float, which: str) -> Tensor:
+        if self.centers is not None:
+            return self.centers[which](scores, temperature)
+        return sinkhorn_knopp(scores, temperature)
+
+    def _patch_head(self, modules: nn.ModuleDict) -> nn.Module:
+        return modules["ibot_head" if self.ibot.separate_head else "dino_head"]
+
+    def _with_heads(self, backbone: IsotropicBackbone, embed_dim: int) -> nn.ModuleDict:
+        def head(section: DinoSection | IbotSection) -> DINOHead:
+            return DINOHead(
+                embed_dim,
+                section.head_n_prototypes,
+                section.head_nlayers,
+                section.head_hidden_dim,
+                section.head_bottleneck_dim,
+            )
+
+        modules: dict[str, nn.Module] = {"backbone": backbone, "dino_head": head(self.dino)}
+        if self.ibot.loss_weight and self.ibot.separate_head:
+            modules["ibot_head"] = head(self.ibot)
+        return nn.ModuleDict(modules)

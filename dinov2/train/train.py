@@ -1,0 +1,64 @@
+"""The one training program: command line, run folder, and the loop over steps."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinov2.train.trainer import Trainer
+from dinov2.utils.config import load_config
+from dinov2.utils.errors import UserError
+from dinov2.utils.schema import SSLConfig
+
+EXAMPLES = """\
+examples:
+  # the paper's MVHybrid on a folder of tiles
+  python -m dinov2.train --config-file configs/train/mvhybrid.yaml --output-dir runs/mvhybrid \\
+      train.dataset_path=Folder:root=TILES
+
+  # the laptop recipe with another backbone, for 100 steps
+  python -m dinov2.train --config-file configs/train/tiny_cpu.yaml --output-dir runs/vit \\
+      student.arch=vit12 train.max_steps=100 train.dataset_path=Folder:root=TILES
+
+The same command run again goes on where the run stopped. On SIGTERM or Ctrl-C the state is saved at the end of the
+step. Exit codes: 0 finished, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of `python -m dinov2.train`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2.train",
+        description="Pretrain a backbone with the DINOv2 objective.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="YAML", help="configuration, such as configs/train/*.yaml")
+    parser.add_argument("--output-dir", metavar="RUN", help="run folder (default: train.output_dir)")
+    parser.add_argument("--force", action="store_true", help="go on in a run folder of another configuration")
+    parser.add_argument("opts", nargs="*", metavar="section.key=value", help="overrides of the configuration")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = build_parser().parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = load_config(args.config_file, args.opts)
+        if args.output_dir:
+            config.train.output_dir = args.output_dir
+        return train(config, force=args.force)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def train(config: SSLConfig, force: bool = False) -> int:
+    """Train as the configuration says, resuming what its output folder holds; return the exit code.
+
+    Raises:
+        UserError: the configuration, the data or the output folder cannot be used.
+    """
+    return Trainer(config, Path(config.train.output_dir), force).run()

@@ -1,0 +1,223 @@
+"""The loop over training steps."""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dinov2.data.collate import MultiCropBatch
+from dinov2.data.datasets import make_dataset
+from dinov2.data.loaders import MultiCropLoader, make_loader
+from dinov2.distributed.checkpoint import Checkpointer
+from dinov2.distributed.env import rank, world_size
+from dinov2.logging.run_info import write_run_info
+from dinov2.logging.sinks import MetricsLog
+from dinov2.models.weights import TEACHER_FILE, load_backbone, save_backbone
+from dinov2.train.batch_plan import BatchPlan
+from dinov2.train.interrupt import StopRequest
+from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.run_folder import prepare_run_folder
+from dinov2.train.schedules import Schedules, StepValues
+from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.utils.errors import CheckpointError, ConfigError, UserError
+from dinov2.utils.schema import SSLConfig
+
+logger = logging.getLogger("dinov2")
+
+
+class DivergenceError(UserError):
+    """The loss is no longer a finite number."""
+
+
+class Trainer:
+    """Everything a run needs, from its configuration; `run` trains to the end or to a stop signal."""
+
+    def __init__(self, config: SSLConfig, folder: Path, force: bool = False) -> None:
+        self.config, self.folder = config, folder
+        self.device = _choose_device(config.train.device)
+        if config.train.num_threads:
+            torch.set_num_threads(config.train.num_threads)
+        self.plan = BatchPlan.from_config(config.train, world_size())
+        config.train.global_batch_size = self.plan.global_batch
+        self.dataset = make_dataset(config.train.dataset_path)
+        prepare_run_folder(folder, config, force)
+        torch.manual_seed(config.train.seed)
+        self.arch = SSLMetaArch(config)
+        _load_pretrained(self.arch, config)
+        self.arch.to(self.device).train()
+        self.optimizer = build_optimizer(self.arch.student, config.optim)
+        self.schedules = Schedules.from_config(config, self.plan.global_batch)
+        train = config.train
+        self.checkpointer = Checkpointer(
+            folder / "checkpoints", train.keep_last_checkpoints, train.saveckp_freq * train.OFFICIAL_EPOCH_LENGTH
+        )
+        self.autocast_dtype = _autocast_dtype(config.compute_precision.dtype, self.device)
+
+    def run(self) -> int:
+        """Train from the newest checkpoint on; return 0 when all steps are done, 128 + signal when stopped by one.
+
+        Raises:
+            DivergenceError: the loss became NaN or infinite.
+            UserError: the data or the checkpoints cannot be used.
+        """
+        train = self.config.train
+        start = self.checkpointer.restore(self.arch, self.optimizer)
+        end = min(self.schedules.total_steps, train.max_steps or self.schedules.total_steps)
+        self._announce(start, end)
+        step = start
+        with StopRequest() as stop, MetricsLog(self.folder, start, end) as metrics:
+            batches = iter(self._loader(start))
+            while step < end and stop.signal is None:
+                began = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - began
+                values = self.schedules.at(step)
+                parts, norms = self.step(batch, values)
+                if step % train.log_period_iterations == 0:
+                    numbers = _finite({name: float(part) for name, part in parts.items()}, step)
+                    seconds = time.perf_counter() - began
+                    metrics.log(step, numbers | _rates(values, norms, waited, seconds, self.plan.global_batch))
+                if step == start:
+                    self._write_run_info()
+                step += 1
+                metrics.advance()
+                if step % train.checkpoint_period_iterations == 0 or step % self.checkpointer.keep_every == 0:
+                    self._save(step)
+                elif step % self.config.evaluation.eval_period_iterations == 0:
+                    self._export(step)
+            del batches
+        if step > start:
+            self._save(step)
+        if stop.signal is not None and step < end:
+            logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
+            return 128 + stop.signal
+        logger.info("finished %d steps; the teacher is in %s", step, self.folder / TEACHER_FILE)
+        return 0
+
+    def step(self, batch: MultiCropBatch, values: StepValues) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Take one optimiser step; return the parts of the loss and the gradient norms, both detached."""
+        apply_schedule(self.optimizer, values)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for micro in batch.split(self.plan.accumulate):
+            with torch.autocast(
+                self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+            ):
+                parts = self.arch(micro.to(self.device, non_blocking=True), values.teacher_temp)
+            (parts["total"] / self.plan.accumulate).backward()
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0) + part.detach() / self.plan.accumulate
+        norms = self._clip()
+        self.optimizer.step()
+        self.arch.update_teacher(values.momentum)
+        return sums, norms
+
+    def _clip(self) -> dict[str, Tensor]:
+        """Clip the gradients of backbone and heads separately, as DINOv2 does; return their norms before."""
+        limit = self.config.optim.clip_grad or float("inf")
+        return {
+            name: nn.utils.clip_grad_norm_(module.parameters(), limit) for name, module in self.arch.student.items()
+        }
+
+    def _loader(self, start: int) -> MultiCropLoader:
+        config = self.config
+        return make_loader(
+            self.dataset,
+            config.crops,
+            config.ibot,
+            patch_size=config.student.patch_size,
+            global_batch_size=self.plan.global_batch,
+            seed=config.train.seed,
+            num_workers=config.train.num_workers,
+            start_step=start,
+            rank=rank(),
+            world_size=world_size(),
+            max_bad_fraction=config.data.max_bad_fraction,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _save(self, step: int) -> None:
+        self.checkpointer.save(self.arch, self.optimizer, step, self.config)
+        self._export(step)
+
+    def _export(self, step: int) -> None:
+        save_backbone(self.folder / TEACHER_FILE, self.arch.teacher["backbone"].state_dict(), self.config, step)
+
+    def _announce(self, start: int, end: int) -> None:
+        spec = self.arch.student["backbone"].spec
+        count = sum(p.numel() for p in self.arch.student["backbone"].parameters())
+        logger.info(
+            "%s: %d blocks of width %d, %.1f million parameters; %d tiles; batch %d (%d x %d); on %s",
+            *(spec.name, spec.depth, spec.embed_dim, count / 1e6, len(self.dataset), self.plan.global_batch),
+            *(self.plan.accumulate, self.plan.micro_batch, self.device),
+        )
+        if start:
+            logger.info("resuming at step %d of %d", start, end)
+
+    def _write_run_info(self) -> None:
+        write_run_info(
+            self.folder / "run.json",
+            self.device,
+            precision=str(self.autocast_dtype or torch.float32).removeprefix("torch."),
+            tiles=len(self.dataset),
+            global_batch_size=self.plan.global_batch,
+            parameters=sum(p.numel() for p in self.arch.student["backbone"].parameters()),
+        )
+
+
+def _choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device = cuda: this machine has no usable CUDA device; use auto or cpu")
+    return torch.device(name)
+
+
+def _autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return torch.bfloat16 if name == "bf16" else None
+
+
+def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
+    """Start student and teacher from the weights that the configuration names, if any."""
+    source = config.student.pretrained_weights or config.MODEL.WEIGHTS
+    if not source:
+        return
+    state = load_backbone(source).model.state_dict()
+    backbone = arch.student["backbone"]
+    own = backbone.state_dict()
+    wrong = [name for name in {**own, **state} if name not in own or name not in state or own[name].shape != state[name].shape]
+    if wrong:
+        raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {', '.join(wrong[:8])} differ")
+    backbone.load_state_dict(state)
+    arch.teacher["backbone"].load_state_dict(state)
+
+
+def _finite(parts: dict[str, float], step: int) -> dict[str, float]:
+    broken = [name for name, value in parts.items() if value != value or abs(value) == float("inf")]
+    if broken:
+        values = ", ".join(f"{name} = {parts[name]}" for name in broken)
+        raise DivergenceError(
+            f"step {step}: {values}. The last checkpoint is from before this step; lower optim.base_lr, or "
+            "optim.clip_grad, and start a new run"
+        )
+    return {("total_loss" if name == "total" else name): value for name, value in parts.items()}
+
+
+def _rates(
+    values: StepValues, norms: dict[str, Tensor], waited: float, seconds: float, images: int
+) -> dict[str, float]:
+    return {
+        "lr": values.lr,
+        "last_layer_lr": values.last_layer_lr,
+        "wd": values.weight_decay,
+        "mom": values.momentum,
+        "teacher_temp": values.teacher_temp,
+        **{f"grad_norm_{name}": float(norm) for name, norm in norms.items()},
+        "data_seconds": waited,
+        "step_seconds": seconds,
+        "images_per_second": images / seconds,
+    }

@@ -1,0 +1,102 @@
+"""Rules between the keys of a configuration: what the types alone cannot tell."""
+
+from dinov2.models.factory import spec_from_student
+from dinov2.utils.schema import SSLConfig
+
+
+def combination_problems(config: SSLConfig) -> list[str]:
+    """Return one line for every value that cannot work: key, value, rule, nearest valid value."""
+    return [*_crop_problems(config), *_backbone_problems(config), *_range_problems(config)]
+
+
+def _crop_problems(config: SSLConfig) -> list[str]:
+    patch = config.student.patch_size
+    if patch < 1:
+        return [f"student.patch_size = {patch}: must be positive"]
+    sizes = {
+        "crops.global_crops_size": config.crops.global_crops_size,
+        "crops.local_crops_size": config.crops.local_crops_size,
+        "evaluation.input_size": config.evaluation.input_size,
+    }
+    return [
+        f"{key} = {size}: must be a positive multiple of student.patch_size = {patch}; the nearest is "
+        f"{max(round(size / patch), 1) * patch}"
+        for key, size in sizes.items()
+        if size is not None and (size < patch or size % patch)
+    ]
+
+
+def _backbone_problems(config: SSLConfig) -> list[str]:
+    try:
+        spec_from_student(config.student, config.crops.global_crops_size)
+    except ValueError as error:
+        return [f"student.arch = {config.student.arch!r}: {error}"]
+    return []
+
+
+def _range_problems(config: SSLConfig) -> list[str]:
+    crops, ibot, train, optim = config.crops, config.ibot, config.train, config.optim
+    unit = {
+        "ibot.mask_sample_probability": (ibot.mask_sample_probability,),
+        "ibot.mask_ratio_min_max": ibot.mask_ratio_min_max,
+        "crops.global_crops_scale": crops.global_crops_scale,
+        "crops.local_crops_scale": crops.local_crops_scale,
+        "crops.horizontal_flip_p": (crops.horizontal_flip_p,),
+        "crops.color_jitter.p": (crops.color_jitter.p,),
+        "crops.grayscale_p": (crops.grayscale_p,),
+        "crops.blur_p": crops.blur_p,
+        "crops.solarize_p": crops.solarize_p,
+        "teacher.momentum_teacher": (config.teacher.momentum_teacher,),
+        "teacher.final_momentum_teacher": (config.teacher.final_momentum_teacher,),
+        "student.drop_path_rate": (config.student.drop_path_rate,),
+        "data.max_bad_fraction": (config.data.max_bad_fraction,),
+    }
+    positive = {
+        "train.batch_size_per_gpu": train.batch_size_per_gpu,
+        "train.OFFICIAL_EPOCH_LENGTH": train.OFFICIAL_EPOCH_LENGTH,
+        "train.checkpoint_period_iterations": train.checkpoint_period_iterations,
+        "train.log_period_iterations": train.log_period_iterations,
+        "train.saveckp_freq": train.saveckp_freq,
+        "train.keep_last_checkpoints": train.keep_last_checkpoints,
+        "optim.epochs": optim.epochs,
+        "dino.head_n_prototypes": config.dino.head_n_prototypes,
+        "ibot.head_n_prototypes": ibot.head_n_prototypes,
+        "dino.head_nlayers": config.dino.head_nlayers,
+        "ibot.head_nlayers": ibot.head_nlayers,
+        "teacher.teacher_temp": config.teacher.teacher_temp,
+        "teacher.warmup_teacher_temp": config.teacher.warmup_teacher_temp,
+        "evaluation.eval_period_iterations": config.evaluation.eval_period_iterations,
+        "crops.normalize.std": min(crops.normalize.std),
+    }
+    not_negative = {
+        "train.num_workers": train.num_workers,
+        "crops.local_crops_number": crops.local_crops_number,
+        "optim.warmup_epochs": optim.warmup_epochs,
+        "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
+        "optim.base_lr": optim.base_lr,
+        "optim.clip_grad": optim.clip_grad,
+    }
+    if train.global_batch_size is not None:
+        positive["train.global_batch_size"] = train.global_batch_size
+    if train.max_steps is not None:
+        positive["train.max_steps"] = train.max_steps
+    problems = [
+        f"{key} = {list(values) if len(values) > 1 else values[0]}: must lie in [0, 1]"
+        for key, values in unit.items()
+        if any(not 0 <= value <= 1 for value in values)
+    ]
+    problems += [f"{key} = {value}: must be positive" for key, value in positive.items() if value <= 0]
+    problems += [f"{key} = {value}: must not be negative" for key, value in not_negative.items() if value < 0]
+    for key, (low, high) in {
+        "ibot.mask_ratio_min_max": ibot.mask_ratio_min_max,
+        "crops.global_crops_scale": crops.global_crops_scale,
+        "crops.local_crops_scale": crops.local_crops_scale,
+        "crops.blur_sigma": crops.blur_sigma,
+    }.items():
+        if low > high:
+            problems.append(f"{key} = {[low, high]}: the first must not exceed the second; did you mean {[high, low]}?")
+    if optim.warmup_epochs > optim.epochs:
+        problems.append(f"optim.warmup_epochs = {optim.warmup_epochs}: must not exceed optim.epochs = {optim.epochs}")
+    if crops.blur_kernel < 1 or crops.blur_kernel % 2 == 0:
+        problems.append(f"crops.blur_kernel = {crops.blur_kernel}: must be odd; the nearest is {crops.blur_kernel + 1}")
+    return problems

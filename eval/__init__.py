@@ -1,0 +1,1 @@
+"""Measures pretrained encoders on downstream pathology tasks; knows checkpoints, not training."""

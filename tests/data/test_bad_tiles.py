@@ -1,0 +1,61 @@
+"""The rule that stops a run on damaged tiles."""
+
+import logging
+
+import pytest
+
+from dinov2.data.bad_tiles import BadTileMonitor
+from dinov2.data.errors import TooManyBadTilesError
+
+
+def _bad(*numbers: int) -> list[tuple[str, str]]:
+    return [(f"/tiles/{number}.png", "cut off") for number in numbers]
+
+
+def test_each_path_is_logged_once_with_a_counter(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = BadTileMonitor(0.5, 100)
+    with caplog.at_level(logging.WARNING):
+        monitor.update(_bad(1, 2, 1), 10)
+        monitor.update(_bad(2), 10)
+    assert [record.getMessage() for record in caplog.records] == [
+        "bad tile 1, replaced by another: /tiles/1.png: cut off",
+        "bad tile 2, replaced by another: /tiles/2.png: cut off",
+    ]
+
+
+def test_an_early_bad_tile_in_a_large_set_does_not_stop() -> None:
+    monitor = BadTileMonitor(0.01, 100_000)
+    monitor.update(_bad(*range(10)), 10)
+    with pytest.raises(TooManyBadTilesError):
+        monitor.update(_bad(10), 10)
+
+
+def test_allowance_grows_with_the_tiles_seen() -> None:
+    monitor = BadTileMonitor(0.01, 100_000)
+    monitor.update([], 5000)
+    assert monitor.allowed == 50
+    monitor.update([], 10**6)
+    assert monitor.allowed == 1000  # no more than the set holds
+
+
+def test_small_set_tolerates_one_and_zero_tolerates_none() -> None:
+    BadTileMonitor(0.01, 20).update(_bad(1), 4)
+    with pytest.raises(TooManyBadTilesError):
+        BadTileMonitor(0.01, 20).update(_bad(1, 2), 4)
+    with pytest.raises(TooManyBadTilesError):
+        BadTileMonitor(0.0, 100_000).update(_bad(1), 4)
+
+
+def test_error_says_how_many_which_and_what_to_change() -> None:
+    monitor = BadTileMonitor(0.01, 100)
+    with pytest.raises(TooManyBadTilesError) as caught:
+        monitor.update(_bad(*range(7)), 70)
+    message = str(caught.value)
+    for part in (
+        "7 tiles",
+        "10.0% of the 70",
+        "/tiles/0.png: cut off",
+        "and 2 more",
+        "data.max_bad_fraction (now 0.01",
+    ):
+        assert part in message

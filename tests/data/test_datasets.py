@@ -1,0 +1,143 @@
+"""Data set strings, the folder and the decoder."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinov2.data.datasets import Folder, TileDataset, list_datasets, make_dataset, register_dataset
+from dinov2.data.datasets import registry as registry_module
+from dinov2.data.errors import BadTileError, DatasetError
+
+WriteTiles = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test registers."""
+    monkeypatch.setattr(registry_module, "_FACTORIES", dict(registry_module._FACTORIES))
+
+
+def test_folder_finds_every_suffix_at_any_depth_in_sorted_order(tmp_path: Path) -> None:
+    names = ["b/2.PNG", "b/10.jpg", "a.tif", "b/c/d/x.TIFF", "z.jpeg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    for ignored in (".hidden.png", ".cache/x.png", "notes.txt", "b/x.png.tmp"):
+        (tmp_path / ignored).parent.mkdir(exist_ok=True)
+        (tmp_path / ignored).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    dataset = make_dataset(f"Folder:root={tmp_path}")
+    found = [str(Path(dataset.path(i)).relative_to(tmp_path)) for i in range(len(dataset))]
+    assert found == ["a.tif", "b/10.jpg", "b/2.PNG", "b/c/d/x.TIFF", "z.jpeg"]
+    assert isinstance(dataset, TileDataset)
+    assert all(dataset.decode(i).mode == "RGB" for i in range(len(dataset)))
+
+
+def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    write_tiles(tmp_path / "elsewhere", 2)
+    root = tmp_path / "root"
+    write_tiles(root / "real", 1)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "real" / "up").symlink_to(root)
+    (root / "broken.png").symlink_to(tmp_path / "nothing.png")
+    assert len(Folder(str(root))) == 3
+
+
+def test_folder_survives_pickling(tiles: Path) -> None:
+    dataset = Folder(str(tiles))
+    again = pickle.loads(pickle.dumps(dataset))
+    assert [again.path(i) for i in range(len(again))] == [dataset.path(i) for i in range(len(dataset))]
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere does not exist"):
+        make_dataset(f"Folder:root={tmp_path}/nowhere")
+
+
+def test_file_in_place_of_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(DatasetError, match="is not a folder"):
+        make_dataset(f"Folder:root={tmp_path}/x.png")
+
+
+def test_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "slide.svs").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"\.png, \.jpg, \.jpeg, \.tif, \.tiff"):
+        make_dataset(f"Folder:root={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("Foldr:root=x", r"'Foldr' \(nearest: 'Folder'\)"),
+        ("folder:root=x", r"'folder' \(nearest: 'Folder'\)"),
+        ("", "Kinds: Folder"),
+        ("/data/tiles", "KIND:key=value"),
+        ("Folder:rot=x", r"no key 'rot' \(nearest: 'root'\)"),
+        ("Folder", r"needs root\. Write Folder:root="),
+        ("Folder:x", "'x' is not key=value"),
+        ("Folder:root=a:root=b", "'root' twice"),
+    ],
+)
+def test_wrong_strings(spec: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        make_dataset(spec)
+
+
+def test_values_may_contain_colons(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    write_tiles(tmp_path / "a:b", 1)
+    assert len(make_dataset(f"Folder:root={tmp_path}/a:b")) == 1
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_third_parties_can_register(tiles: Path) -> None:
+    @register_dataset("Twice")
+    class Twice(Folder):
+        def __len__(self) -> int:
+            return 2 * super().__len__()
+
+    assert "Twice" in list_datasets()
+    assert len(make_dataset(f"Twice:root={tiles}")) == 40
+    with pytest.raises(ValueError, match="registered already"):
+        register_dataset("Twice")(Twice)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "RGB"])
+def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    image = Image.new("RGB", (5, 7), (200, 30, 90)).convert(mode)
+    image.save(tmp_path / f"x{suffix}")
+    tile = Folder(str(tmp_path)).decode(0)
+    assert tile.mode == "RGB"
+    assert tile.size == (5, 7)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(np.asarray(tile).astype(int) - expected).max() <= 1
+
+
+def test_palette_with_transparency(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    Image.new("RGB", (4, 4), (9, 8, 7)).convert("P").save(tmp_path / "x.png", transparency=b"\x00" * 256)
+    assert Folder(str(tmp_path)).decode(0).getpixel((0, 0)) is not None
+    assert not list(recwarn)
+
+
+def test_damaged_files_name_themselves(
+    tmp_path: Path, write_tiles: WriteTiles, truncate: Callable[[Path], None]
+) -> None:
+    cut, *_ = write_tiles(tmp_path, 1)
+    truncate(cut)
+    (tmp_path / "tile_100.png").write_bytes(b"")
+    (tmp_path / "tile_200.jpg").write_bytes(b"not an image")
+    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(tmp_path / "tile_300.png")
+    dataset = Folder(str(tmp_path))
+    for index in range(4):
+        with pytest.raises(BadTileError) as caught:
+            dataset.decode(index)
+        assert caught.value.path == dataset.path(index)
+        assert caught.value.reason
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert "8 bits" in caught.value.reason

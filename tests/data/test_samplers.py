@@ -1,0 +1,60 @@
+"""Nothing is lost or repeated within an epoch, and the ranks tile the global batch."""
+
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dinov2.data.samplers import RankBatchSampler, ShuffledStream
+
+
+@settings(deadline=None, max_examples=50)
+@given(n=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6))
+def test_every_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
+    stream = ShuffledStream(n, seed)
+    assert sorted(stream.index_at(epoch * n + place) for place in range(n)) == list(range(n))
+
+
+@settings(deadline=None, max_examples=50)
+@given(n=st.integers(1, 50), seed=st.integers(0, 99), positions=st.lists(st.integers(0, 500), min_size=1, max_size=20))
+def test_positions_mean_the_same_in_any_order(n: int, seed: int, positions: list[int]) -> None:
+    stream = ShuffledStream(n, seed)
+    visited = {position: stream.index_at(position) for position in positions}
+    assert all(ShuffledStream(n, seed).index_at(position) == index for position, index in visited.items())
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        stream = ShuffledStream(50, seed)
+        return [stream.index_at(epoch * 50 + place) for place in range(50)]
+
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@settings(max_examples=50)
+@given(world_size=st.integers(1, 9), per_rank=st.integers(1, 7), start=st.integers(0, 1000), steps=st.integers(1, 4))
+def test_ranks_tile_the_global_batches(world_size: int, per_rank: int, start: int, steps: int) -> None:
+    size = world_size * per_rank
+    samplers = [RankBatchSampler(size, rank, world_size, start) for rank in range(world_size)]
+    for step, parts in enumerate(islice(zip(*samplers, strict=True), steps), start):
+        assert [p for part in parts for p in part] == list(range(step * size, (step + 1) * size))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((10, 0, 4, 0), "train.global_batch_size 10 must be a positive multiple of the 4"),
+        ((0, 0, 1, 0), "positive multiple"),
+        ((8, 4, 4, 0), "rank 4"),
+        ((8, 0, 4, -1), "start_step -1"),
+    ],
+)
+def test_impossible_batches(arguments: tuple[int, int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RankBatchSampler(*arguments)
+
+
+def test_empty_stream() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        ShuffledStream(0, 0)

@@ -1,0 +1,92 @@
+import csv
+import json
+
+import pytest
+
+from eval.errors import EvalError
+from eval.protocol import METRICS
+from eval.results import check_mergeable, merge, open_results, table, write_results
+
+SETTINGS = {"protocol": "hest-benchmark", "pca": 256}
+
+
+def row(encoder="a", task="T", pcc=0.5, **changes):
+    scores = {m: {"mean": pcc, "std": 0.1} for m in METRICS}
+    base = {
+        "encoder": encoder,
+        "task": task,
+        "protocol": "hest-benchmark",
+        "pooling": "cls+mean",
+        "weights_hash": "h",
+        "encoder_key": "k",
+        "encoder_settings": {"weights_hash": "h"},
+        "data_hash": "d",
+        "folds": [{}],
+        "genes": [{}, {}],
+        "notes": [],
+    }
+    return {**base, **scores, **changes}
+
+
+def test_written_rows_are_read_back_and_merged(tmp_path):
+    write_results(tmp_path, [row()], SETTINGS, {"command": "x"})
+    rows = open_results(tmp_path, SETTINGS)
+    assert rows == [row()]
+    assert len(merge(rows, row(encoder="b"))) == 2
+    assert merge(rows, row(pcc=0.6)) == [row(pcc=0.6)]
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_csv_has_one_row_an_encoder_and_task(tmp_path):
+    write_results(tmp_path, [row(), row("b", pcc=0.25)], SETTINGS, {})
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["encoder"] for r in rows] == ["a", "b"]
+    assert (rows[1]["pcc_mean"], rows[1]["pcc_std"], rows[1]["n_genes"]) == ("0.25", "0.1", "2")
+
+
+def test_meta_block(tmp_path):
+    write_results(tmp_path, [row()], SETTINGS, {"command": "x"})
+    meta = json.loads((tmp_path / "results.json").read_text())["meta"]
+    assert meta["settings"] == SETTINGS
+    assert meta["encoders"] == {"a": {"weights_hash": "h"}}
+    assert {"python", "torch", "numpy", "scikit-learn"} <= meta["versions"].keys()
+    assert meta["command"] == "x"
+
+
+def test_another_setting_needs_force(tmp_path):
+    write_results(tmp_path, [row()], SETTINGS, {})
+    with pytest.raises(EvalError, match="pca 256 there, 64 now"):
+        open_results(tmp_path, {**SETTINGS, "pca": 64})
+    assert open_results(tmp_path, {**SETTINGS, "pca": 64}, force=True) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"results": []}'])
+def test_a_foreign_file_needs_force(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(EvalError, match="not a results file"):
+        open_results(tmp_path, SETTINGS)
+    assert open_results(tmp_path, SETTINGS, force=True) == []
+
+
+def test_other_data_under_the_same_name(tmp_path):
+    check_mergeable([row()], tmp_path, "T", "d")
+    check_mergeable([row()], tmp_path, "U", "e")
+    with pytest.raises(EvalError, match="results for T on other data"):
+        check_mergeable([row()], tmp_path, "T", "e")
+
+
+def test_retrained_encoder_drops_its_old_rows():
+    rows = [row(task="T"), row(task="U"), row("b")]
+    merged = merge(rows, row(task="T", encoder_key="new"))
+    assert [(r["encoder"], r["task"]) for r in merged] == [("b", "T"), ("a", "T")]
+
+
+def test_table_is_ordered_and_says_each_note_once():
+    rows = [row("low", pcc=0.2, notes=["n1"]), row("high", pcc=0.7, notes=["n1", "n2"])]
+    text = table(rows)
+    lines = text.splitlines()
+    assert lines[0].split()[:3] == ["task", "encoder", "pooling"]
+    assert lines[2].split()[:6] == ["T", "high", "cls+mean", "0.700", "±", "0.100"]
+    assert lines[3].split()[1] == "low"
+    assert lines[4:] == ["note: T: n1.", "note: T: high: n2."]
