@@ -65,7 +65,7 @@ def run(
         device: `auto`, `cpu`, `cuda` or another torch device.
         cache: folder of embeddings, `out/embeddings` by default; share one between runs to embed only once.
         seed: draws the weights of random encoders.
-        force: replace results of other settings.
+        force: start `out` afresh, whatever results it holds (cached embeddings stay).
         progress: show progress bars.
         command: recorded in the results.
 
@@ -177,7 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--checkpoint", nargs="+", action="extend", default=[], metavar="PATH", help="our backbones")
+    what.add_argument(
+        "--checkpoint", nargs="+", action="extend", default=[], metavar="PATH", help="pretrained, see below"
+    )
     what.add_argument("--encoder", nargs="+", action="extend", default=[], metavar="SPEC", help="others, see below")
     what.add_argument("--bench-root", type=Path, required=True, help="folder of the tasks")
     what.add_argument("--tasks", nargs="+", required=True, help="names of folders in the bench root")
@@ -194,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     work.add_argument("--batch-size", type=int, default=64)
     work.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     work.add_argument("--cache", type=Path, help="folder of cached embeddings (default: OUT/embeddings)")
-    work.add_argument("--force", action="store_true", help="replace results of other settings in OUT")
+    work.add_argument("--force", action="store_true", help="start OUT afresh, whatever results it holds")
     return parser
 
 
