@@ -17,7 +17,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: a side is not a positive multiple of the patch size.
         """
-        p = self.patch_size
+        p, height, width = self.patch_size, int(height), int(width)  # sizes are tensors while a graph is traced
         if height < p or width < p or height % p or width % p:
             near = [max(round(side / p), 1) * p for side in (height, width)]
             raise ValueError(
