@@ -1,7 +1,9 @@
 """The errors that data can raise, so that callers can tell a wrong setting from a damaged file."""
 
+from dinov2.utils.errors import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError):
     """A data set cannot be opened: unknown kind or key, missing or empty folder."""
 
 
@@ -22,5 +24,5 @@ class BadTileError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-class TooManyBadTilesError(RuntimeError):
+class TooManyBadTilesError(UserError):
     """More tiles are damaged than `data.max_bad_fraction` allows."""

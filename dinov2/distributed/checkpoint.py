@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -53,7 +55,9 @@ class Checkpointer:
         temporary = self.folder / f".{iteration}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        dcp.save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is no fault
+            dcp.save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
         save_backbone(temporary / TEACHER_FILE, arch.teacher["backbone"].state_dict(), config, iteration)
         about = {
             "iteration": iteration,
@@ -79,10 +83,13 @@ class Checkpointer:
             path = self.folder / str(iteration)
             try:
                 state = _state(arch, optimizer, 0)
-                dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
-            except Exception as error:  # damage shows as many kinds of exception
-                logger.warning("checkpoint %s cannot be read (%s); trying the one before it", path, error)
-                failures.append(f"{path}: {error}")
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                    dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
+            except (Exception, CheckpointException) as error:  # damage shows as many kinds; the latter is a BaseException
+                reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+                logger.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
+                failures.append(f"{path}: {reason}")
                 continue
             return _apply(state, arch, optimizer)
         if failures:

@@ -1,6 +1,7 @@
 """The projection head of DINO and iBOT (arXiv 2104.14294, section 3.1)."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class DINOHead(nn.Module):
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
-        for i, (width_in, width_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (width_in, width_out) in enumerate(pairwise(widths)):
             linear = nn.Linear(width_in, width_out)
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

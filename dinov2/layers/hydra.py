@@ -34,7 +34,7 @@ class Hydra(nn.Module):
         super().__init__()
         inner = expand * dim
         if inner % headdim:
-            raise ValueError(f"hydra: the head width {headdim} does not divide the inner width {expand} * {dim} = {inner}")
+            raise ValueError(f"hydra: heads of {headdim} do not divide the inner width {expand} * {dim} = {inner}")
         self.heads, self.headdim, self.d_state, self.inner = inner // headdim, headdim, d_state, inner
         mixed = inner + 4 * d_state  # x, then B and C of both directions
         self.in_proj = nn.Linear(dim, inner + mixed + 2 * self.heads, bias=False)

@@ -11,20 +11,24 @@ from dinov2.distributed.env import all_reduce_sum
 def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Return targets (M, K) from teacher scores (M, K): rows sum to 1, columns to about M / K over all processes.
 
-    exp(scores / temperature) is normalised alternately over prototypes and samples. The scores are shifted by their
-    largest value first, which the normalisation cancels, so that nothing overflows.
+    exp(scores / temperature) is normalised alternately over prototypes and samples: it stays a matrix between two
+    diagonal ones, so that only their vectors change. Each row is shifted by its largest value, which its first factor
+    makes good for, so that nothing overflows and no row vanishes.
     """
     logits = scores.float() / temperature
-    largest = logits.amax() if logits.numel() else logits.new_zeros(())
-    q = torch.exp(logits - _all_reduce_max(largest))  # (M, K)
-    samples = all_reduce_sum(torch.tensor(float(q.shape[0]), device=q.device))
-    prototypes = q.shape[1]
-    for _ in range(iterations):
-        columns = all_reduce_sum(q.sum(0, keepdim=True))  # (1, K)
-        q = q / columns.clamp_min(torch.finfo(q.dtype).tiny) / prototypes
-        rows = q.sum(1, keepdim=True)  # (M, 1)
-        q = q / rows.clamp_min(torch.finfo(q.dtype).tiny) / samples
-    return q * samples
+    largest = logits.amax(1)  # (M,)
+    highest = _all_reduce_max(largest.amax() if len(largest) else largest.new_tensor(-torch.inf))
+    kernel = torch.exp(logits - largest[:, None])  # (M, K), the largest of each row is 1
+    per_row = torch.exp(largest - highest)  # (M,)
+    per_column = kernel.new_ones(kernel.shape[1])  # (K,)
+    samples = all_reduce_sum(torch.tensor(float(kernel.shape[0]), device=kernel.device))
+    tiny = torch.finfo(kernel.dtype).tiny
+    with torch.autocast(kernel.device.type, enabled=False):
+        for _ in range(iterations):
+            columns = all_reduce_sum(per_row @ kernel)  # (K,)
+            per_column = 1 / (columns.clamp_min(tiny) * kernel.shape[1])
+            per_row = 1 / ((kernel @ per_column) * samples)
+    return kernel * per_column * (per_row * samples)[:, None]
 
 
 class SoftmaxCenter(nn.Module):

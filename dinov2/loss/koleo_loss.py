@@ -14,7 +14,7 @@ def koleo_loss(embeddings: Tensor, eps: float = 1e-8) -> Tensor:
         return embeddings.sum() * 0.0
     with torch.autocast(embeddings.device.type, enabled=False):
         x = F.normalize(embeddings.float(), eps=eps, dim=-1)  # (B, D)
-        similarity = (x @ x.T).detach().fill_diagonal_(-1)
+        similarity = (x @ x.T).detach().fill_diagonal_(-torch.inf)
         nearest = similarity.argmax(dim=1)  # (B,)
         distance = F.pairwise_distance(x, x[nearest], eps=eps)
         return -torch.log(distance + eps).mean()

@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", default=list(STUDIED), help=f"of {', '.join(list_backbones())}, or NAME_SIZE")
+    known = ", ".join(list_backbones())
+    parser.add_argument("names", nargs="*", default=list(STUDIED), help=f"of {known}, or NAME_SIZE")
     parser.add_argument("--sizes", nargs="+", type=int, default=[224, 256], metavar="PX", help="image sides in pixels")
     args = parser.parse_args(argv)
     heads = [f"GFLOPs {size}" for size in args.sizes]

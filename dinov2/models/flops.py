@@ -23,7 +23,7 @@ FREE = frozenset(
     pow real relu repeat_interleave reshape rms_norm rsqrt select sigmoid silu slice softplus softshrink split
     split_with_sizes squeeze stack sub sum t to transpose tril unbind unflatten unsqueeze upsample_bicubic2d
     _upsample_bicubic2d_aa view zeros zeros_like bitwise_not numpy_T rsub movedim
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

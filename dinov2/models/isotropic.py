@@ -95,7 +95,7 @@ class IsotropicBackbone(nn.Module):
         depth = len(self.blocks)
         wanted = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
         if any(not 0 <= index < depth for index in wanted):
-            raise ValueError(f"get_intermediate_layers: blocks {wanted} asked for, but there are blocks 0 to {depth - 1}")
+            raise ValueError(f"get_intermediate_layers: blocks {wanted} asked for; there are blocks 0 to {depth - 1}")
         rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
         tokens = self._embed(x, None)
         outputs = {}

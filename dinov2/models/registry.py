@@ -42,8 +42,7 @@ def get_spec(name: str, **overrides: Any) -> BackboneSpec:
     if lowered not in _aliases:
         raise ValueError(f"unknown backbone {name!r}{did_you_mean(name, list_backbones(), listed=16)}")
     spec = _specs[_aliases[lowered]].override(**overrides)
-    if problems := spec.problems():
-        raise ValueError(f"backbone {spec.name}: " + "; ".join(f"{key}: {text}" for key, text in problems.items()))
+    spec.check()
     return spec
 
 

@@ -8,11 +8,20 @@ from dinov2.utils.suggest import did_you_mean
 
 SEQUENCE_MIXERS = ("attention", "mamba_vision", "vim", "hydra")
 CHANNEL_MIXERS = ("mlp", "swiglu", "einfft")
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "num_heads": 3},
     "small": {"embed_dim": 384, "num_heads": 6},
     "base": {"embed_dim": 768, "num_heads": 12},
 }
+
+
+class SpecError(ValueError):
+    """A backbone cannot be built; `problems` maps each field to its value and what is wrong with it."""
+
+    def __init__(self, name: str, problems: Mapping[str, tuple[Any, str]]) -> None:
+        lines = (f"{field} = {value!r}: {text}" for field, (value, text) in problems.items())
+        super().__init__(f"backbone {name}: {'; '.join(lines)}")
+        self.problems = problems
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,10 @@ class BlockGroup:
         count, _, mixers = (part.strip() for part in text.partition(" x "))
         sequence, _, channel = (part.strip() for part in mixers.partition("+"))
         if not count.isdigit() or int(count) < 1 or not sequence or not channel:
-            raise ValueError(f"blocks: {text!r} is not of the form 'COUNT x SEQUENCE_MIXER + CHANNEL_MIXER'")
+            raise ValueError(f"{text!r} is not of the form 'COUNT x SEQUENCE_MIXER + CHANNEL_MIXER'")
         for name, known in ((sequence, SEQUENCE_MIXERS), (channel, CHANNEL_MIXERS)):
             if name not in known:
-                raise ValueError(f"blocks: unknown mixer {name!r} in {text!r}{did_you_mean(name, known)}")
+                raise ValueError(f"unknown mixer {name!r} in {text!r}{did_you_mean(name, known)}")
         return cls(sequence, channel, int(count))
 
 
@@ -75,16 +84,16 @@ class BackboneSpec:
         """Return the same proportions of blocks at another depth.
 
         Raises:
-            ValueError: `depth` does not divide in those proportions.
+            SpecError: `depth` does not divide in those proportions.
         """
+        if not self.blocks:
+            return self
         if depth < 1 or any(group.count * depth % self.depth for group in self.blocks):
             parts = ":".join(str(group.count) for group in self.blocks)
             step = self.depth // _gcd([group.count for group in self.blocks])
             near = max(round(depth / step), 1) * step
-            raise ValueError(
-                f"student.depth={depth}: the blocks of {self.name} come in the proportion {parts}; the nearest valid "
-                f"depth is {near}"
-            )
+            text = f"the blocks come in the proportion {parts}; the nearest valid depth is {near}"
+            raise SpecError(self.name, {"depth": (depth, text)})
         return replace(
             self, blocks=tuple(replace(group, count=group.count * depth // self.depth) for group in self.blocks)
         )
@@ -93,7 +102,8 @@ class BackboneSpec:
         """Return a copy with other values; `size` and `depth` are accepted besides the fields.
 
         Raises:
-            ValueError: an unknown field (with the nearest known one) or an impossible combination.
+            ValueError: an unknown field (with the nearest known one).
+            SpecError: a size, depth or stack of blocks that does not exist.
         """
         known = {field.name for field in fields(self)} | {"size", "depth"}
         for key in values:
@@ -102,34 +112,56 @@ class BackboneSpec:
         spec = self
         if (size := values.pop("size", None)) is not None:
             if size not in SIZES:
-                raise ValueError(f"student.size={size!r}{did_you_mean(str(size), tuple(SIZES))}")
+                raise SpecError(self.name, {"size": (size, f"unknown size{did_you_mean(str(size), tuple(SIZES))}")})
             spec = replace(spec, **SIZES[size])
         depth = values.pop("depth", None)
         if (blocks := values.get("blocks")) is not None:
-            values["blocks"] = tuple(g if isinstance(g, BlockGroup) else BlockGroup.parse(g) for g in blocks)
+            try:
+                values["blocks"] = tuple(g if isinstance(g, BlockGroup) else BlockGroup.parse(g) for g in blocks)
+            except ValueError as error:
+                raise SpecError(self.name, {"blocks": (blocks, str(error))}) from error
         spec = replace(spec, **values)
         if depth is not None:
             spec = spec.with_depth(depth)
         return spec
 
-    def problems(self) -> Mapping[str, str]:
+    def check(self) -> None:
+        """Raise SpecError with everything that cannot work."""
+        if problems := self.problems():
+            raise SpecError(self.name, {field: (getattr(self, field), text) for field, text in problems.items()})
+
+    def problems(self) -> dict[str, str]:
         """Return what cannot work, as `field -> explanation` (empty when all is well)."""
         found: dict[str, str] = {}
         used = {group.sequence_mixer for group in self.blocks}
         channel = {group.channel_mixer for group in self.blocks}
         if self.embed_dim < 1 or self.num_heads < 1:
-            found["embed_dim"] = "width and heads must be positive"
-            return found
+            return {"embed_dim" if self.embed_dim < 1 else "num_heads": "must be positive"}
+        for name, lowest in {"patch_size": 1, "num_register_tokens": 0}.items():
+            if getattr(self, name) < lowest:
+                found[name] = f"must be at least {lowest}"
+        if not self.blocks:
+            found["blocks"] = "there must be at least one block"
+        if self.mlp_ratio <= 0:
+            found["mlp_ratio"] = "must be positive"
+        if self.norm_eps <= 0:
+            found["norm_eps"] = "must be positive"
+        if not 0 <= self.drop_path_rate < 1:
+            found["drop_path_rate"] = "must lie in [0, 1); at 1 nothing would be left"
+        if self.d_state is not None and self.d_state < 1:
+            found["d_state"] = "must be positive"
         if "attention" in used and self.embed_dim % self.num_heads:
             near = min((h for h in range(1, self.embed_dim + 1) if not self.embed_dim % h), key=self._far_from_heads)
             found["num_heads"] = (
                 f"{self.num_heads} heads do not divide the width {self.embed_dim}; the nearest valid number is {near}"
             )
         if "einfft" in channel and self.embed_dim % 4:
-            found["embed_dim"] = f"einfft needs a width divisible by 4; the nearest is {round(self.embed_dim / 4) * 4}"
+            found["embed_dim"] = (
+                f"einfft needs a width divisible by 4; the nearest is {max(round(self.embed_dim / 4), 1) * 4}"
+            )
         if "hydra" in used and self.embed_dim % 32:
             near_width = max(round(self.embed_dim / 32), 1) * 32
-            found["embed_dim"] = f"hydra needs a width divisible by 32 (heads of 64 in 2 D); the nearest is {near_width}"
+            found["embed_dim"] = f"hydra needs a width divisible by 32; the nearest is {near_width}"
         return found
 
     def _far_from_heads(self, heads: int) -> int:

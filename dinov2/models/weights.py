@@ -54,7 +54,7 @@ def save_backbone(path: Path, state: dict[str, torch.Tensor], config: SSLConfig,
 
 
 def load_backbone(path: str | Path) -> LoadedBackbone:
-    """Load a backbone from a run folder, a checkpoint folder, `teacher.safetensors`, or DINOv2's teacher_checkpoint.pth.
+    """Load a backbone from a run or checkpoint folder, `teacher.safetensors`, or DINOv2's `teacher_checkpoint.pth`.
 
     The latter needs its `config.yaml` in one of the three folders above it, and is taken to expect ImageNet's
     statistics unless that file has `crops.normalize`.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dinov2.train.trainer import Trainer
 from dinov2.utils.config import load_config
-from dinov2.utils.errors import UserError
+from dinov2.utils.errors import DivergenceError, UserError
 from dinov2.utils.schema import SSLConfig
 
 EXAMPLES = """\
@@ -22,7 +22,8 @@ examples:
       student.arch=vit12 train.max_steps=100 train.dataset_path=Folder:root=TILES
 
 The same command run again goes on where the run stopped. On SIGTERM or Ctrl-C the state is saved at the end of the
-step. Exit codes: 0 finished, 2 something given is wrong, 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+step. Exit codes: 0 finished; 1 the loss diverged; 2 something given is wrong; 130 or 143 stopped by Ctrl-C or SIGTERM,
+with the state saved.
 """
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(config, force=args.force)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, DivergenceError) else 2
 
 
 def train(config: SSLConfig, force: bool = False) -> int:

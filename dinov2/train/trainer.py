@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.collate import MultiCropBatch
 from dinov2.data.datasets import make_dataset
+from dinov2.data.errors import TooManyBadTilesError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
 from dinov2.distributed.env import rank, world_size
@@ -21,14 +23,10 @@ from dinov2.train.optim import apply_schedule, build_optimizer
 from dinov2.train.run_folder import prepare_run_folder
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
-from dinov2.utils.errors import CheckpointError, ConfigError, UserError
+from dinov2.utils.errors import CheckpointError, ConfigError, DivergenceError
 from dinov2.utils.schema import SSLConfig
 
 logger = logging.getLogger("dinov2")
-
-
-class DivergenceError(UserError):
-    """The loss is no longer a finite number."""
 
 
 class Trainer:
@@ -60,25 +58,27 @@ class Trainer:
 
         Raises:
             DivergenceError: the loss became NaN or infinite.
-            UserError: the data or the checkpoints cannot be used.
+            UserError: too many tiles are damaged (the state is saved first), or no checkpoint can be read.
         """
         train = self.config.train
-        start = self.checkpointer.restore(self.arch, self.optimizer)
+        start = step = self.checkpointer.restore(self.arch, self.optimizer)
         end = min(self.schedules.total_steps, train.max_steps or self.schedules.total_steps)
         self._announce(start, end)
-        step = start
-        with StopRequest() as stop, MetricsLog(self.folder, start, end) as metrics:
+        with StopRequest() as stop, logging_redirect_tqdm(), MetricsLog(self.folder, start, end) as metrics:
             batches = iter(self._loader(start))
             while step < end and stop.signal is None:
                 began = time.perf_counter()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except TooManyBadTilesError:
+                    self._save(step)
+                    raise
                 waited = time.perf_counter() - began
                 values = self.schedules.at(step)
                 parts, norms = self.step(batch, values)
                 if step % train.log_period_iterations == 0:
-                    numbers = _finite({name: float(part) for name, part in parts.items()}, step)
                     seconds = time.perf_counter() - began
-                    metrics.log(step, numbers | _rates(values, norms, waited, seconds, self.plan.global_batch))
+                    metrics.log(step, _numbers(parts, norms, values, waited, seconds, self.plan.global_batch))
                 if step == start:
                     self._write_run_info()
                 step += 1
@@ -87,9 +87,8 @@ class Trainer:
                     self._save(step)
                 elif step % self.config.evaluation.eval_period_iterations == 0:
                     self._export(step)
-            del batches
-        if step > start:
-            self._save(step)
+            del batches  # ends the loader's workers
+        self._save(step)
         if stop.signal is not None and step < end:
             logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
             return 128 + stop.signal
@@ -97,7 +96,11 @@ class Trainer:
         return 0
 
     def step(self, batch: MultiCropBatch, values: StepValues) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Take one optimiser step; return the parts of the loss and the gradient norms, both detached."""
+        """Take one optimiser step; return the parts of the loss and the gradient norms, both detached.
+
+        Raises:
+            DivergenceError: a part of the loss is NaN or infinite; the parameters are as they were before the step.
+        """
         apply_schedule(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -109,6 +112,7 @@ class Trainer:
             (parts["total"] / self.plan.accumulate).backward()
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0) + part.detach() / self.plan.accumulate
+        _require_finite(sums, batch.step)
         norms = self._clip()
         self.optimizer.step()
         self.arch.update_teacher(values.momentum)
@@ -189,34 +193,40 @@ def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
     state = load_backbone(source).model.state_dict()
     backbone = arch.student["backbone"]
     own = backbone.state_dict()
-    wrong = [name for name in {**own, **state} if name not in own or name not in state or own[name].shape != state[name].shape]
+    wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {', '.join(wrong[:8])} differ")
     backbone.load_state_dict(state)
     arch.teacher["backbone"].load_state_dict(state)
 
 
-def _finite(parts: dict[str, float], step: int) -> dict[str, float]:
-    broken = [name for name, value in parts.items() if value != value or abs(value) == float("inf")]
-    if broken:
-        values = ", ".join(f"{name} = {parts[name]}" for name in broken)
-        raise DivergenceError(
-            f"step {step}: {values}. The last checkpoint is from before this step; lower optim.base_lr, or "
-            "optim.clip_grad, and start a new run"
-        )
-    return {("total_loss" if name == "total" else name): value for name, value in parts.items()}
+def _require_finite(parts: dict[str, Tensor], step: int) -> None:
+    if torch.isfinite(parts["total"]):
+        return
+    values = ", ".join(f"{name} = {float(part)}" for name, part in parts.items() if not torch.isfinite(part))
+    raise DivergenceError(
+        f"step {step}: {values}; the newest checkpoint is from before this step. Lower optim.base_lr or optim.clip_grad "
+        "and start a new run"
+    )
 
 
-def _rates(
-    values: StepValues, norms: dict[str, Tensor], waited: float, seconds: float, images: int
+def _numbers(
+    parts: dict[str, Tensor],
+    norms: dict[str, Tensor],
+    values: StepValues,
+    waited: float,
+    seconds: float,
+    images: int,
 ) -> dict[str, float]:
+    """Return what is logged of a step."""
     return {
+        **{("total_loss" if name == "total" else name): float(part) for name, part in parts.items()},
+        **{f"grad_norm_{name}": float(norm) for name, norm in norms.items()},
         "lr": values.lr,
         "last_layer_lr": values.last_layer_lr,
         "wd": values.weight_decay,
         "mom": values.momentum,
         "teacher_temp": values.teacher_temp,
-        **{f"grad_norm_{name}": float(norm) for name, norm in norms.items()},
         "data_seconds": waited,
         "step_seconds": seconds,
         "images_per_second": images / seconds,

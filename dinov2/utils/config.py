@@ -1,6 +1,7 @@
 """Reading a training configuration: YAML, then `key=value` overrides, checked against the schema all at once."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SSLConfig:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"configuration file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration file {str(path)!r} must hold sections of keys, such as 'train:' or 'student:'")
+        raise ConfigError(f"configuration file {str(path)!r} must hold sections of keys, such as 'train:'")
     return config_from_dict(_merge(values, given))
 
 
@@ -53,8 +54,9 @@ def config_from_dict(values: dict[str, Any]) -> SSLConfig:
     """
     problems: list[str] = []
     config = _parse(SSLConfig, translate_legacy(values), "", problems)
-    if not problems:
-        problems = combination_problems(config)
+    broken = {problem.replace(".", " ").replace(":", " ").split()[0] for problem in problems}
+    # Where a section could not be read, its values are defaults: rules that involve it would mislead.
+    problems += [line for line in combination_problems(config) if not any(f"{section}." in line for section in broken)]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n  ".join([f"the configuration has {count}:", *problems]))
@@ -109,11 +111,11 @@ def _parse(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
     for key, value in values.items():
         dotted = f"{prefix}{key}"
         if key not in hints:
-            near = did_you_mean(str(key), [f"{name}" for name in hints], listed=0)
+            near = did_you_mean(str(key), list(hints), listed=0)
             shown = f" = {value!r}" if not isinstance(value, dict) else ""
-            problems.append(f"{dotted}{shown}: unknown key{near.replace(chr(39), '', 0)}{_elsewhere(str(key), prefix)}")
+            problems.append(f"{dotted}{shown}: unknown key{near}{_elsewhere(str(key), prefix)}")
         elif dataclasses.is_dataclass(hints[key]):
-            parsed[key] = _parse(hints[key], value, f"{dotted}.", problems)  # type: ignore[arg-type]
+            parsed[key] = _parse(hints[key], value, f"{dotted}.", problems)
         else:
             ok, result = _coerce(hints[key], value)
             if ok:
@@ -152,8 +154,8 @@ def _coerce(hint: Any, value: Any) -> tuple[bool, Any]:
             return False, None
         results = [_coerce(get_args(hint)[0], v) for v in value]
         return all(ok for ok, _ in results), [v for _, v in results]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return math.isfinite(value), float(value)
     if hint is int and isinstance(value, bool):
         return False, None
     return isinstance(value, hint), value

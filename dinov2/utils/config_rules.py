@@ -1,6 +1,7 @@
 """Rules between the keys of a configuration: what the types alone cannot tell."""
 
 from dinov2.models.factory import spec_from_student
+from dinov2.models.spec import SpecError
 from dinov2.utils.schema import SSLConfig
 
 
@@ -12,7 +13,7 @@ def combination_problems(config: SSLConfig) -> list[str]:
 def _crop_problems(config: SSLConfig) -> list[str]:
     patch = config.student.patch_size
     if patch < 1:
-        return [f"student.patch_size = {patch}: must be positive"]
+        return []  # the spec reports it
     sizes = {
         "crops.global_crops_size": config.crops.global_crops_size,
         "crops.local_crops_size": config.crops.local_crops_size,
@@ -29,6 +30,12 @@ def _crop_problems(config: SSLConfig) -> list[str]:
 def _backbone_problems(config: SSLConfig) -> list[str]:
     try:
         spec_from_student(config.student, config.crops.global_crops_size)
+    except SpecError as error:
+        ssm = vars(config.student.ssm)
+        return [
+            f"student.{'ssm.' * (field in ssm)}{field} = {value!r}: {text}"
+            for field, (value, text) in error.problems.items()
+        ]
     except ValueError as error:
         return [f"student.arch = {config.student.arch!r}: {error}"]
     return []
@@ -48,7 +55,6 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.solarize_p": crops.solarize_p,
         "teacher.momentum_teacher": (config.teacher.momentum_teacher,),
         "teacher.final_momentum_teacher": (config.teacher.final_momentum_teacher,),
-        "student.drop_path_rate": (config.student.drop_path_rate,),
         "data.max_bad_fraction": (config.data.max_bad_fraction,),
     }
     positive = {

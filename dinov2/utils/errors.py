@@ -15,3 +15,7 @@ class CheckpointError(UserError):
 
 class RunFolderError(UserError):
     """An output folder holds something else than this run."""
+
+
+class DivergenceError(UserError):
+    """The loss is no longer a finite number."""

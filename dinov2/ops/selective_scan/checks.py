@@ -35,7 +35,7 @@ def check_inputs(
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; expected {shape} for this u and A")
+            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; this u and A need {shape}")
         if not tensor.is_floating_point():
             raise ValueError(f"selective_scan: {name} has dtype {tensor.dtype}; expected a real floating-point dtype")
         if tensor.device != u.device:

@@ -44,13 +44,18 @@ def ssd(
         ValueError: a shape breaks the rules above (named), or the backend is unknown.
     """
     _check(x, dt, A, B, C, D)
+    if chunk_size < 1:
+        raise ValueError(f"ssd: chunk_size is {chunk_size}; it must be positive")
     name = choose_backend("ssd", backend, BACKENDS, default="cpu")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
-        inputs = [tensor.to(dtype) for tensor in (x, dt, A, B, C)]
-        y = ssd_reference(*inputs) if name == "reference" else ssd_chunked(*inputs, chunk_size=chunk_size)
+        inputs, step, decay, keys, queries = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
+        if name == "reference":
+            y = ssd_reference(inputs, step, decay, keys, queries)
+        else:
+            y = ssd_chunked(inputs, step, decay, keys, queries, chunk_size)
         if D is not None:
-            y = y + D.to(dtype)[:, None] * inputs[0]
+            y = y + D.to(dtype)[:, None] * inputs
     return y.to(x.dtype)
 
 
@@ -59,7 +64,7 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | N
         raise ValueError(f"ssd: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, heads, channels)")
     batch, length, heads, _ = x.shape
     if B.ndim != 4 or heads % max(B.shape[2], 1):
-        raise ValueError(f"ssd: B has shape {tuple(B.shape)}; expected (batch, length, groups dividing {heads}, states)")
+        raise ValueError(f"ssd: B has shape {tuple(B.shape)}; expected (batch, length, divisor of {heads}, states)")
     rules: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         ("dt", dt, (batch, length, heads)),
         ("A", A, (heads,)),
