@@ -3,8 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+from dinov2.utils.errors import UserError
 
-class EvalError(ValueError):
+
+class EvalError(UserError):
     """Input that the evaluation cannot use; the command line prints its text and exits with status 2."""
 
 

@@ -18,6 +18,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -227,10 +228,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must be absent, empty or complete")
-    positive = {"type": _positive, "metavar": "N"}
+    positive: Any = {"type": _positive, "metavar": "N"}
     parser.add_argument("--tile-stride", **positive, default=64, help="px between pretraining tiles (default 64)")
     parser.add_argument("--patch-stride", **positive, default=56, help="px between patches (default 56)")
-    parser.add_argument("--strips", **positive, default=4, help="samples, one fold each (default 4)")
+    parser.add_argument("--strips", type=_several, metavar="N", default=4, help="samples, one fold each (default 4)")
     parser.add_argument("--genes", **positive, default=50, help="simulated genes (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="of the simulated expression (default 0)")
     return parser
@@ -240,6 +241,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: it must be 1 or more")
+    return value
+
+
+def _several(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value}: it must be 2 or more, one to test on and others to train on")
     return value
 
 

@@ -2,8 +2,8 @@
 
 For each patch five quantities are measured: the mean density of haematoxylin and of eosin (colour deconvolution,
 Ruifrok and Johnston 2001), the density of nuclei (local maxima of haematoxylin), how well the fibres are aligned
-(structure tensor), and how fine the texture is. The last three say something that the colours of a patch do not. Each
-simulated gene is a log-linear mixture of them with weights of its own, and its counts are negative binomial.
+(structure tensor), and how fine the texture is. The colours of a patch tell the first three, not the last two. Each
+simulated gene is a log-linear mixture of the five with weights of its own, and its counts are negative binomial.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ class Simulation:
     """
 
     genes: int = 50
-    stain_weight: float = 0.5
+    stain_weight: float = 0.8
     structure_weight: float = 1.0
-    signal: float = 0.7
-    shape: float = 4.0
+    signal: float = 0.8
+    shape: float = 8.0
 
 
 def gene_names(count: int) -> list[str]:

@@ -121,3 +121,14 @@ def test_refuses_nan_and_a_single_spot():
     X[3, 2] = np.nan
     with pytest.raises(EvalError, match="1 training features are NaN"):
         fit_probe(X, Y)
+
+
+def test_lsqr_is_the_published_call():
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(120, 5)) @ rng.normal(size=(5, 30)) + 0.05 * rng.normal(size=(120, 30))
+    Y = rng.normal(size=(120, 4)) + 2.0
+    ours = fit_probe(X, Y, pca=None, solver="lsqr").predict(X)
+    scaled = StandardScaler().fit_transform(X)
+    theirs = Ridge(alpha=100 / (30 * 4), solver="lsqr", fit_intercept=False).fit(scaled, Y).predict(scaled)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert not np.allclose(ours, fit_probe(X, Y, pca=None).predict(X), atol=1e-6)
