@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh clone to a table: environment, tiles, pretraining of a tiny MVHybrid, HEST evaluation. See --help.
 set -euo pipefail
-cd_from=$PWD
+called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/venv.sh
 source scripts/lib/venv.sh
@@ -32,9 +32,6 @@ examples:
 Run again, it goes on where it stopped. Exit codes: 0 done, 2 something given is wrong, others from the step that failed.
 HELP
 }
-
-# absolute PATH: PATH as seen from where the script was called.
-absolute() { case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$cd_from/$1" ;; esac; }
 
 steps=60 out='' tiles='' bench='' python=''
 tasks=()
@@ -69,11 +66,53 @@ if [[ -n $tiles || -n $bench ]]; then
         ((${#tasks[@]})) || fail "--bench $bench: no folder in it has splits/; give the folder that holds the tasks"
     fi
     real=yes
-    out=${out:-$PWD/quickstart_output/real}
+    out=${out:-quickstart_output/real}
 else
     ((${#tasks[@]} == 0)) || fail "--tasks needs --bench and --tiles"
     real=no
-    out=${out:-$PWD/quickstart_output}
+    out=${out:-quickstart_output}
 fi
 
-venv=$(cd "$cd_from" && absolute "${VENV:-$PWD/.venv}")
+
+started=$SECONDS
+venv=$(venv_folder)
+make_venv "$venv" requirements.txt . "$python"
+python="$venv/bin/python"
+
+if [[ $real == no ]]; then
+    say "Sample data (real tiles, SIMULATED expression)"
+    "$python" scripts/sample_data.py "$out/sample"
+    tiles="$out/sample/tiles" bench="$out/sample/bench" tasks=(SIMULATED_CMU1)
+fi
+
+run="$out/mvhybrid_${steps}_steps"
+say "Pretraining: $run ($steps steps)"
+"$python" -m dinov2.train --config-file configs/train/tiny_cpu.yaml --output-dir "$run" \
+    "train.dataset_path=Folder:root=$tiles" "train.max_steps=$steps" "train.OFFICIAL_EPOCH_LENGTH=$(((steps + 19) / 20))" \
+    optim.epochs=20
+
+say "Evaluation: ${tasks[*]}"
+"$python" -m eval.hest --checkpoint "$run" --encoder "random:$run" color-stats \
+    --bench-root "$bench" --tasks "${tasks[@]}" --out "$out/results"
+
+say "Done in $(((SECONDS - started + 59) / 60)) minutes: $out/results/results.csv, $run/teacher.safetensors"
+if [[ $real == no ]]; then
+    cat <<NEXT
+The expression of SIMULATED_CMU1 is simulated from the stains and the structure of the tissue: the table shows that the
+pipeline works, and says nothing about real gene expression. checkpoint is the pretrained model, random the same
+architecture before training, color-stats twelve statistics of the colours.
+NEXT
+fi
+cat <<NEXT
+
+Next, on real data (TILES: folder of tiles; HEST_BENCH: folder of tasks in the hest-bench layout):
+
+  # the same, with your data and more steps
+  bash scripts/quickstart.sh --tiles TILES --bench HEST_BENCH --steps 400
+
+  # the paper's MVHybrid (a GPU, or sbatch slurm/pretrain.sbatch), then its table
+  $python -m dinov2.train --config-file configs/train/mvhybrid.yaml --output-dir runs/mvhybrid \\
+      train.dataset_path=Folder:root=TILES
+  $python -m eval.hest --checkpoint runs/mvhybrid --encoder random:runs/mvhybrid color-stats \\
+      --bench-root HEST_BENCH --tasks IDC PRAD --out results/mvhybrid
+NEXT

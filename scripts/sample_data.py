@@ -83,14 +83,19 @@ def make_sample_data(out: Path, settings: Settings) -> bool:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleDataError(f"{out} is not empty and holds no finished sample data. Give another folder.")
     image = read_slide(SLIDE)
-    unfinished = out.with_name(f".{out.name}.unfinished")
+    unfinished = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    tiles = write_tiles(image, unfinished / "tiles", settings)
-    spots = write_task(image, unfinished / "bench" / TASK, settings)
-    counts = {"tiles": tiles, "patches": spots}
-    text = json.dumps({"expression": WHAT, "settings": asdict(settings), **counts}, indent=1)
-    (unfinished / RECORD).write_text(text + "\n")
+    try:
+        spots = write_task(image, unfinished / "bench" / TASK, settings)
+        tiles = write_tiles(image, unfinished / "tiles", settings)
+    except SampleDataError:
+        shutil.rmtree(unfinished)
+        raise
+    record_text = json.dumps(
+        {"expression": WHAT, "settings": asdict(settings), "tiles": tiles, "patches": spots}, indent=1
+    )
+    (unfinished / RECORD).write_text(record_text + "\n")
     os.replace(unfinished, out)
     return True
 
@@ -140,7 +145,8 @@ def write_task(image: Image8, task: Path, settings: Settings) -> dict[str, int]:
     for name in ("patches", "adata", "splits"):
         (task / name).mkdir(parents=True)
     samples = strips(image, settings.strips)
-    corners, features = {}, {}
+    corners: dict[str, NDArray[np.int64]] = {}
+    features: dict[str, NDArray[np.float64]] = {}
     for name, (_, pixels) in samples.items():
         corners[name] = tissue_corners(pixels, PATCH, settings.patch_stride, settings.min_tissue)
         if len(corners[name]) < 2:
@@ -153,7 +159,7 @@ def write_task(image: Image8, task: Path, settings: Settings) -> dict[str, int]:
     ends = np.cumsum([len(c) for c in corners.values()])[:-1]
     for (name, (top, pixels)), values in zip(samples.items(), np.split(counts, ends), strict=True):
         barcodes = [f"{name}_{x}x{y}" for x, y in corners[name]]
-        centres = corners[name] + [PATCH // 2, top + PATCH // 2]
+        centres = corners[name] + np.array([PATCH // 2, top + PATCH // 2])
         patches = np.stack([crop(pixels, c, PATCH) for c in corners[name]])
         write_patches(task / "patches" / f"{name}.h5", patches, barcodes, centres)
         write_expression(task / "adata" / f"{name}.h5ad", values, barcodes, features[name], centres, settings)

@@ -74,15 +74,23 @@ def measure(image: NDArray[np.uint8], corners: NDArray[np.int64], size: int) -> 
     gray = gaussian(stains.sum(0, keepdim=True), 1.5)
     dy, dx = torch.gradient(gray[0])
     fine = (haematoxylin - gaussian(haematoxylin, 1.5)).square()
-    coarse = (gaussian(haematoxylin, 4.0) - gaussian(haematoxylin, 12.0)).square()
+    coarse = coarse_energy(haematoxylin)
     maps = torch.cat(
         [stains, nuclei, torch.stack([dx * dx - dy * dy, 2 * dx * dy, dx * dx + dy * dy]), fine, coarse]
     )  # (8, H, W)
     means = patch_means(maps.double(), corners, size)  # (N, 8)
-    tensor_x, tensor_y, energy, fine_energy, coarse_energy = means[:, 3:].T
+    tensor_x, tensor_y, energy, fine_energy, broad_energy = means[:, 3:].T
     alignment = np.hypot(tensor_x, tensor_y) / (energy + 1e-9)
-    granularity = np.log(fine_energy + 1e-6) - np.log(coarse_energy + 1e-6)
+    granularity = np.log(fine_energy + 1e-6) - np.log(broad_energy + 1e-6)
     return np.column_stack([means[:, :3], alignment, granularity])
+
+
+def coarse_energy(density: Tensor) -> Tensor:
+    """Squared band of 4 to 12 px of (1, H, W), computed at a quarter of the resolution."""
+    low = F.avg_pool2d(density, 4, ceil_mode=True, count_include_pad=False)
+    band = (gaussian(low, 1.0) - gaussian(low, 3.0)).square()
+    height, width = density.shape[1:]
+    return band.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)[:, :height, :width]
 
 
 def gaussian(maps: Tensor, sigma: float) -> Tensor:

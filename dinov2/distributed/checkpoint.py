@@ -83,6 +83,9 @@ class Checkpointer:
             path = self.folder / str(iteration)
             try:
                 state = _state(arch, optimizer, 0)
+                # A run that began on a CPU has no CUDA generator to restore.
+                stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+                state["rng"] = {name: value for name, value in state["rng"].items() if f"rng.{name}" in stored}
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
                     dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
@@ -109,16 +112,20 @@ class Checkpointer:
 
 
 def _state(arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) -> dict[str, Any]:
-    rng = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
     return {
         "model": get_model_state_dict(arch),
         # Rates and decay follow from the schedules and are not state.
         "optimizer": get_optimizer_state_dict(arch, optimizer)["state"],
         "iteration": torch.tensor(iteration),
-        "rng": rng,
+        "rng": _rng_state(next(arch.parameters()).device),
     }
+
+
+def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 def _apply(state: dict[str, Any], arch: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -26,8 +26,8 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     with torch.autocast(kernel.device.type, enabled=False):
         for _ in range(iterations):
             columns = all_reduce_sum(per_row @ kernel)  # (K,)
-            per_column = 1 / (columns.clamp_min(tiny) * kernel.shape[1])
-            per_row = 1 / ((kernel @ per_column) * samples)
+            per_column = 1 / columns.clamp_min(tiny) / kernel.shape[1]
+            per_row = 1 / (kernel @ per_column) / samples
     return kernel * per_column * (per_row * samples)[:, None]
 
 

@@ -16,10 +16,11 @@ def register_backbone(spec: BackboneSpec, aliases: tuple[str, ...] = ()) -> Back
     Raises:
         ValueError: a name is taken.
     """
-    for name in (spec.name, *aliases):
+    names = (spec.name, *aliases)
+    for name in names:
         if name.lower() in _aliases:
             raise ValueError(f"backbone name {name!r} is registered already, for {_aliases[name.lower()]!r}")
-        _aliases[name.lower()] = spec.name
+    _aliases.update({name.lower(): spec.name for name in names})
     _specs[spec.name] = spec
     return spec
 

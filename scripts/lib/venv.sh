@@ -1,11 +1,30 @@
-# Makes the virtual environment; sourced by quickstart.sh and test.sh, which run it from the repository root.
-# shellcheck shell=bash
+# Makes the virtual environment. Sourced by quickstart.sh and test.sh, which set called_from (the caller's folder) and
+# then change to the repository root.
+# shellcheck shell=bash disable=SC2154
 
 say() { printf '\n== %s\n' "$*"; }
 
 fail() {
     printf 'error: %s\n' "$*" >&2
     exit 2
+}
+
+# absolute PATH: PATH, given relative to the caller's folder, as seen from here.
+absolute() {
+    if [[ $1 == /* || $called_from == "$PWD" ]]; then
+        printf '%s\n' "$1"
+    else
+        printf '%s\n' "$called_from/$1"
+    fi
+}
+
+# venv_folder: the virtual environment's folder, $VENV or .venv.
+venv_folder() {
+    if [[ -n "${VENV:-}" ]]; then
+        absolute "$VENV"
+    else
+        printf '.venv\n'
+    fi
 }
 
 # is_new_enough PY: whether PY runs and is Python 3.11 or later.
@@ -51,7 +70,6 @@ make_venv() {
         return
     fi
     say "Installing $requirements (a few minutes)"
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    "$python" -m pip install --quiet --disable-pip-version-check -c "$requirements" -e "$what"
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$requirements" -e "$what"
     printf '%s\n' "$wanted" >"$stamp"
 }

@@ -1,5 +1,7 @@
 """The projection head: its formula, its prototypes' norms and how it starts."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ def test_the_whole_head(nlayers):
     head = DINOHead(12, 20, nlayers=nlayers, hidden_dim=16, bottleneck_dim=6).double()
     linears = [module for module in head.mlp if isinstance(module, nn.Linear)]
     widths = [12, *[16] * (nlayers - 1), 6]
-    assert [(m.in_features, m.out_features) for m in linears] == list(zip(widths[:-1], widths[1:], strict=True))
+    assert [(m.in_features, m.out_features) for m in linears] == list(pairwise(widths))
     x = torch.randn(5, 12, dtype=torch.float64)
     y = x
     for index, module in enumerate(linears):
@@ -53,6 +55,6 @@ def test_initialisation():
     head = DINOHead(64, 128, hidden_dim=256, bottleneck_dim=32)
     for module in head.mlp:
         if isinstance(module, nn.Linear):
-            assert module.weight.std() == pytest.approx(0.02, rel=0.1)
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
             assert not module.bias.any()
     assert {name for name, _ in head.last_layer.named_parameters()} == {"weight_g", "weight_v"}

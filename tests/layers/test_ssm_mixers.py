@@ -168,7 +168,7 @@ def test_dt_init_mamba_spreads_the_step_sizes(make):
             assert 0.3 < (steps < 0.01).float().mean() < 0.7
     weight = next(t for n, t in layer.named_parameters() if n.endswith("dt_proj.weight"))
     assert weight.abs().max() <= 16**-0.5
-    assert weight.std() == pytest.approx(16**-0.5 / 3**0.5, rel=0.05)
+    assert weight.std().item() == pytest.approx(16**-0.5 / 3**0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("layer", [MambaVisionMixer(64), BidirectionalMamba(64), Hydra(64)])

@@ -72,7 +72,9 @@ def test_gradcheck():
 
 def test_it_is_multiplication_by_a_semiseparable_matrix():
     args = draw(1, 13, 2, 3, 1, 4)
-    x, dt, A, B, C = (args[name][0].numpy() if name != "A" else args[name].numpy() for name in "x dt A B C".split())
+    x, dt, A, B, C = (
+        args[name][0].numpy() if name != "A" else args[name].numpy() for name in ("x", "dt", "A", "B", "C")
+    )
     y = ssd(*(args[name] for name in ("x", "dt", "A", "B", "C")), chunk_size=4)[0].numpy()
     for head in range(2):
         matrix = np.zeros((13, 13))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dinov2.distributed import checkpoint
 from dinov2.data.errors import DatasetError, TooManyBadTilesError
 from dinov2.models.weights import load_backbone
 from dinov2.train.train import main
@@ -244,3 +245,12 @@ def test_command_line_reports_errors_without_traceback(tmp_path, capsys):
         main(["--help"])
     assert stop.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+def test_run_begun_without_a_cuda_generator_goes_on_with_one(small, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    Trainer(small(train={"max_steps": 2}), run).run()
+    trainer = Trainer(small(), run)
+    states = {"cpu": torch.get_rng_state(), "cuda": torch.zeros(16, dtype=torch.uint8)}
+    monkeypatch.setattr(checkpoint, "_rng_state", lambda device: dict(states))
+    assert trainer.checkpointer.restore(trainer.arch, trainer.optimizer) == 2
