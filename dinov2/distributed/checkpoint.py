@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import dinov2
 from dinov2.distributed.env import is_distributed
@@ -47,8 +49,15 @@ class Checkpointer:
     keep_last: int
     keep_every: int
 
-    def save(self, arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int, config: SSLConfig) -> Path:
-        """Write the state after `iteration` steps and return its folder."""
+    def save(
+        self,
+        arch: nn.Module,
+        teacher: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+        config: SSLConfig,
+    ) -> Path:
+        """Write the state of `arch` after `iteration` steps, with its backbone `teacher` apart; return the folder."""
         target = self.folder / str(iteration)
         if target.is_dir():
             return target
@@ -57,8 +66,8 @@ class Checkpointer:
         temporary.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is no fault
-            dcp.save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
-        save_backbone(temporary / TEACHER_FILE, arch.teacher["backbone"].state_dict(), config, iteration)
+            save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
+        save_backbone(temporary / TEACHER_FILE, teacher.state_dict(), config, iteration)
         about = {
             "iteration": iteration,
             "global_batch_size": config.train.global_batch_size,
@@ -84,12 +93,13 @@ class Checkpointer:
             try:
                 state = _state(arch, optimizer, 0)
                 # A run that began on a CPU has no CUDA generator to restore.
-                stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+                stored = FileSystemReader(path).read_metadata().state_dict_metadata
                 state["rng"] = {name: value for name, value in state["rng"].items() if f"rng.{name}" in stored}
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                    dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
-            except (Exception, CheckpointException) as error:  # damage shows as many kinds; the latter is a BaseException
+                    load(state, checkpoint_id=path, no_dist=not is_distributed())
+            # Damage shows as many kinds of exception, of which the second is no Exception.
+            except (Exception, CheckpointException) as error:
                 reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
                 logger.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
                 failures.append(f"{path}: {reason}")

@@ -1,7 +1,7 @@
 """The one backbone class: patches in, tokens of one width through a stack of blocks, DINOv2's outputs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,21 @@ from dinov2.models.init import initialise
 from dinov2.models.pos_embed import interpolate_pos_embed
 from dinov2.models.spec import BackboneSpec
 
-Features = dict[str, Tensor | None]
+
+class Features(TypedDict):
+    """The outputs of a backbone; N patches, R registers."""
+
+    x_norm_clstoken: Tensor  # (B, D)
+    x_norm_regtokens: Tensor  # (B, R, D)
+    x_norm_patchtokens: Tensor  # (B, N, D), raster order
+    x_prenorm: Tensor  # (B, 1 + R + N, D): CLS, registers, patches
+    masks: Tensor | None  # (B, N)
 
 
 class IsotropicBackbone(nn.Module):
     """A backbone built from a spec. Images are (B, 3, H, W) with sides that are multiples of the patch size.
 
-    `forward_features` returns `x_norm_clstoken (B, D)`, `x_norm_regtokens (B, R, D)`, `x_norm_patchtokens (B, N, D)`
-    in raster order, `x_prenorm (B, 1 + R + N, D)` ordered CLS, registers, patches, and `masks`.
+    `forward_features` returns `Features`.
     """
 
     def __init__(self, spec: BackboneSpec) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import dinov2
 from dinov2.models.factory import spec_from_student
 from dinov2.models.isotropic import IsotropicBackbone
-from dinov2.utils.config import config_from_dict, config_to_dict
+from dinov2.utils.config import config_from_dict, config_to_dict, read_yaml
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import replacing
 from dinov2.utils.schema import SSLConfig
@@ -63,10 +62,12 @@ def load_backbone(path: str | Path) -> LoadedBackbone:
         CheckpointError: no such file, not a checkpoint, or weights of another architecture (the keys that differ).
     """
     path = _find_file(Path(path))
-    values, tensors = _read_pth(path) if path.suffix in (".pth", ".pt") else _read_safetensors(path)
     try:
+        values, tensors = _read_pth(path) if path.suffix in (".pth", ".pt") else _read_safetensors(path)
         config = config_from_dict(values)
         spec = spec_from_student(config.student, config.crops.global_crops_size)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: its configuration is not usable: {error}") from error
     model = IsotropicBackbone(spec)
@@ -133,7 +134,9 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file
         raise CheckpointError(f"{path} cannot be loaded as plain tensors: {error}") from error
-    state = content.get("teacher", content) if isinstance(content, dict) else {}
+    state = content.get("teacher", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds no dictionary of weights, neither itself nor under 'teacher'")
     tensors = {}
     for name, tensor in state.items():
         if isinstance(tensor, torch.Tensor) and "dino_head" not in name and "ibot_head" not in name:
@@ -144,9 +147,13 @@ def _read_pth(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     found = next((file for file in configs if file.is_file()), None)
     if found is None:
         raise CheckpointError(f"{path}: no config.yaml in the three folders above it, so its architecture is unknown")
-    values: Any = OmegaConf.to_container(OmegaConf.load(found), resolve=True)
-    values.setdefault("crops", {}).setdefault("normalize", IMAGENET)
-    return values, tensors
+    return _with_imagenet_statistics(read_yaml(found)), tensors
+
+
+def _with_imagenet_statistics(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration with ImageNet's statistics unless they state others."""
+    crops = values.get("crops") or {}
+    return values | {"crops": {"normalize": IMAGENET} | crops} if isinstance(crops, dict) else values
 
 
 def _load_strictly(model: IsotropicBackbone, tensors: dict[str, torch.Tensor], path: Path) -> None:

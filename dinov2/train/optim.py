@@ -21,7 +21,8 @@ def parameter_groups(modules: nn.ModuleDict, optim: OptimSection) -> list[dict[s
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     for module in modules.values():
-        depth = len(module.blocks) if isinstance(getattr(module, "blocks", None), nn.ModuleList) else 0
+        blocks = getattr(module, "blocks", None)
+        depth = len(blocks) if isinstance(blocks, nn.ModuleList) else 0
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -1,6 +1,7 @@
 """Student, teacher and the DINOv2 objective (arXiv 2304.07193, section 4)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,20 @@ class SSLMetaArch(nn.Module):
                 {"dino": SoftmaxCenter(self.dino.head_n_prototypes), "ibot": SoftmaxCenter(patches)}
             )
 
+    @property
+    def student_backbone(self) -> IsotropicBackbone:
+        """The network that is trained."""
+        return cast(IsotropicBackbone, self.student["backbone"])
+
+    @property
+    def teacher_backbone(self) -> IsotropicBackbone:
+        """Its moving average, which is what a run is for."""
+        return cast(IsotropicBackbone, self.teacher["backbone"])
+
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch, and their sum as `total`."""
         targets = self.targets(batch, teacher_temp)
-        student = self.student["backbone"]
+        student = self.student_backbone
         inputs, masks = [batch.global_crops], [batch.masks if self.ibot.loss_weight else None]
         if self.n_local:
             inputs, masks = [*inputs, batch.local_crops], [*masks, None]
@@ -66,7 +77,9 @@ class SSLMetaArch(nn.Module):
             local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
             parts["dino_local_crops_loss"] = self.dino.loss_weight * local / pairs
         if self.dino.koleo_loss_weight:
-            spread = sum((koleo_loss(crop) for crop in global_cls.chunk(N_GLOBAL_CROPS)), start=global_cls.new_zeros(()))
+            spread = sum(
+                (koleo_loss(crop) for crop in global_cls.chunk(N_GLOBAL_CROPS)), start=global_cls.new_zeros(())
+            )
             parts["koleo_loss"] = self.dino.koleo_loss_weight * spread
         if self.ibot.loss_weight:
             patches = outputs[0]["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
@@ -79,7 +92,7 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def targets(self, batch: MultiCropBatch, teacher_temp: float) -> Targets:
         """Return the teacher's targets for a batch."""
-        features = self.teacher["backbone"].forward_features(batch.global_crops)
+        features = self.teacher_backbone.forward_features(batch.global_crops)
         cls_scores = self.teacher["dino_head"](features["x_norm_clstoken"])  # (2B, K)
         first, second = self._sharpen(cls_scores, teacher_temp, "dino").chunk(N_GLOBAL_CROPS)
         if not self.ibot.loss_weight:

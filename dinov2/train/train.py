@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config-file", required=True, metavar="YAML", help="configuration, such as configs/train/*.yaml")
+    parser.add_argument(
+        "--config-file", required=True, metavar="YAML", help="configuration, such as configs/train/*.yaml"
+    )
     parser.add_argument("--output-dir", metavar="RUN", help="run folder (default: train.output_dir)")
     parser.add_argument("--force", action="store_true", help="go on in a run folder of another configuration")
     parser.add_argument("opts", nargs="*", metavar="section.key=value", help="overrides of the configuration")

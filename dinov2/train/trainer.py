@@ -143,15 +143,15 @@ class Trainer:
         )
 
     def _save(self, step: int) -> None:
-        self.checkpointer.save(self.arch, self.optimizer, step, self.config)
+        self.checkpointer.save(self.arch, self.arch.teacher_backbone, self.optimizer, step, self.config)
         self._export(step)
 
     def _export(self, step: int) -> None:
-        save_backbone(self.folder / TEACHER_FILE, self.arch.teacher["backbone"].state_dict(), self.config, step)
+        save_backbone(self.folder / TEACHER_FILE, self.arch.teacher_backbone.state_dict(), self.config, step)
 
     def _announce(self, start: int, end: int) -> None:
-        spec = self.arch.student["backbone"].spec
-        count = sum(p.numel() for p in self.arch.student["backbone"].parameters())
+        spec = self.arch.student_backbone.spec
+        count = sum(p.numel() for p in self.arch.student_backbone.parameters())
         logger.info(
             "%s: %d blocks of width %d, %.1f million parameters; %d tiles; batch %d (%d x %d); on %s",
             *(spec.name, spec.depth, spec.embed_dim, count / 1e6, len(self.dataset), self.plan.global_batch),
@@ -167,7 +167,7 @@ class Trainer:
             precision=str(self.autocast_dtype or torch.float32).removeprefix("torch."),
             tiles=len(self.dataset),
             global_batch_size=self.plan.global_batch,
-            parameters=sum(p.numel() for p in self.arch.student["backbone"].parameters()),
+            parameters=sum(p.numel() for p in self.arch.student_backbone.parameters()),
         )
 
 
@@ -191,13 +191,13 @@ def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
     if not source:
         return
     state = load_backbone(source).model.state_dict()
-    backbone = arch.student["backbone"]
+    backbone = arch.student_backbone
     own = backbone.state_dict()
     wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {', '.join(wrong[:8])} differ")
     backbone.load_state_dict(state)
-    arch.teacher["backbone"].load_state_dict(state)
+    arch.teacher_backbone.load_state_dict(state)
 
 
 def _require_finite(parts: dict[str, Tensor], step: int) -> None:
@@ -205,8 +205,8 @@ def _require_finite(parts: dict[str, Tensor], step: int) -> None:
         return
     values = ", ".join(f"{name} = {float(part)}" for name, part in parts.items() if not torch.isfinite(part))
     raise DivergenceError(
-        f"step {step}: {values}; the newest checkpoint is from before this step. Lower optim.base_lr or optim.clip_grad "
-        "and start a new run"
+        f"step {step}: {values}; the newest checkpoint is from before this step. Lower optim.base_lr or "
+        "optim.clip_grad and start a new run"
     )
 
 

@@ -17,7 +17,7 @@ from dinov2.utils.legacy_config import translate_legacy
 from dinov2.utils.schema import SSLConfig
 from dinov2.utils.suggest import did_you_mean
 
-__all__ = ["ConfigError", "config_from_dict", "config_to_dict", "differing_keys", "load_config", "to_yaml"]
+__all__ = ["ConfigError", "config_from_dict", "config_to_dict", "differing_keys", "load_config", "read_yaml", "to_yaml"]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SSLConfig:
@@ -29,21 +29,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SSLConfig:
         ConfigError: the file cannot be read, or one or more keys are unknown, of the wrong type or impossible together;
             the message lists every one of them.
     """
-    path = Path(path)
+    values = read_yaml(Path(path))
+    bad = [item for item in overrides if "=" not in item or item.startswith("-")]
+    if bad:
+        raise ConfigError(f"overrides must be written section.key=value; got {', '.join(map(repr, bad))}")
+    try:
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"overrides {', '.join(map(repr, overrides))} cannot be read: {error}") from error
+    return config_from_dict(_merge(values, given))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the nested values of a YAML file, unchecked.
+
+    Raises:
+        ConfigError: no such file, not YAML, or no mapping.
+    """
     if not path.is_file():
         raise ConfigError(f"configuration file {str(path)!r} does not exist{_nearest_file(path)}")
     try:
-        config = OmegaConf.load(path)
-        values: Any = OmegaConf.to_container(config, resolve=True)
-        bad = [item for item in overrides if "=" not in item or item.startswith("-")]
-        if bad:
-            raise ConfigError(f"overrides must be written section.key=value; got {', '.join(map(repr, bad))}")
-        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"configuration file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"configuration file {str(path)!r} must hold sections of keys, such as 'train:'")
-    return config_from_dict(_merge(values, given))
+    return values
 
 
 def config_from_dict(values: dict[str, Any]) -> SSLConfig:

@@ -16,9 +16,7 @@ def setup(small):
         torch.manual_seed(0)
         arch = SSLMetaArch(config).train()
         dataset = make_dataset(config.train.dataset_path)
-        batch = next(
-            iter(make_loader(dataset, config.crops, config.ibot, patch_size=16, global_batch_size=4, seed=0))
-        )
+        batch = next(iter(make_loader(dataset, config.crops, config.ibot, patch_size=16, global_batch_size=4, seed=0)))
         return arch, batch
 
     return make

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dinov2.distributed import checkpoint
 from dinov2.data.errors import DatasetError, TooManyBadTilesError
+from dinov2.distributed import checkpoint
 from dinov2.models.weights import load_backbone
 from dinov2.train.train import main
 from dinov2.train.trainer import Trainer
@@ -77,12 +77,19 @@ def test_run_folder_holds_what_it_should(small, tmp_path):
     assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "teacher.safetensors", "run.json"} <= {
         path.name for path in run.iterdir()
     }
-    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [4, 8]  # every second epoch, and the last
+    assert sorted(int(path.name) for path in (run / "checkpoints").iterdir()) == [
+        4,
+        8,
+    ]  # every second epoch, and the last
     info = json.loads((run / "run.json").read_text())
     assert info["kernels"]["selective_scan"] == "cpu"
-    assert info["versions"]["torch"] == torch.__version__.split("+")[0] or info["versions"]["torch"] == torch.__version__
+    assert (
+        info["versions"]["torch"] == torch.__version__.split("+")[0] or info["versions"]["torch"] == torch.__version__
+    )
     line = metrics(run)[0]
-    assert {"dino_global_crops_loss", "dino_local_crops_loss", "koleo_loss", "ibot_loss", "total_loss", "lr"} <= set(line)
+    assert {"dino_global_crops_loss", "dino_local_crops_loss", "koleo_loss", "ibot_loss", "total_loss", "lr"} <= set(
+        line
+    )
     parts = sum(line[key] for key in line if key.endswith("_loss") and key != "total_loss")
     assert math.isclose(parts, line["total_loss"], rel_tol=1e-5)
 
