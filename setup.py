@@ -18,7 +18,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["dinov2", "dinov2.*", "eval", "eval.*"]),
     install_requires=[
         "torch>=2.7",
@@ -35,11 +35,13 @@ setup(
         "tqdm>=4.66",
         "pandas>=2.1",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "pyyaml>=6",
         "h5py>=3.10",
         "anndata>=0.10.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scipy>=1.11"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14"],
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
         "xformers": ["xformers>=0.0.30"],
         "mamba": ["mamba-ssm>=2.2", "causal-conv1d>=1.5"],

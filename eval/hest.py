@@ -86,7 +86,10 @@ def run(
     for task in loaded:
         check_mergeable(rows, out, task.name, task.data_hash)
     device = _device(device) if any(spec != "color-stats" for spec in specs) else "cpu"
-    for spec in dict.fromkeys(specs):
+    wanted = list(dict.fromkeys(specs))
+    for spec in wanted[1:]:  # a mistake in the last one should not show after the first has embedded everything
+        make_encoder(spec, pooling=pooling, device="cpu", seed=seed)
+    for spec in wanted:
         encoder = make_encoder(spec, pooling=pooling, device=device, seed=seed)
         for task in loaded:
             row = evaluate_encoder(encoder, task, cache or out / "embeddings", fit, batch_size, progress)
@@ -152,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[arguments.pop(0)] if arguments and arguments[0] in COMMANDS else run_command
     try:
         command(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -161,6 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _device(name: str) -> str:
     import torch
 
+    if name not in ("auto", "cpu") and not name.startswith("cuda"):
+        raise EvalError(f"device {name!r}: it must be auto, cpu, cuda or cuda:N.")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():

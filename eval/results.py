@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from eval.errors import EvalError
+from eval.errors import EvalError, first_few
 from eval.protocol import METRICS
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "anndata")
@@ -29,7 +29,15 @@ def open_results(out: Path, settings: dict[str, Any], *, force: bool = False) ->
         EvalError: the folder holds results of other settings, or a file that is no result, and `force` is off.
     """
     path = out / "results.json"
-    if force or not path.is_file():
+    if force:
+        return []
+    if not path.is_file():
+        others = sorted(p.name for p in out.iterdir() if p.name != "embeddings") if out.is_dir() else []
+        if others:
+            raise EvalError(
+                f"{out}: holds other files ({first_few(others)}) and no results.json. Use a new or empty --out, or "
+                "--force to write into it."
+            )
         return []
     try:
         found = json.loads(path.read_text())

@@ -39,44 +39,6 @@ class MultiCropBatch:
         """The same batch in page-locked memory; torch's DataLoader calls this."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in BATCH_TENSORS})
 
-    def split(self, parts: int) -> "list[MultiCropBatch]":
-        """Equal batches of successive samples, for gradient accumulation.
-
-        Raises:
-            ValueError: `parts` does not divide the number of samples.
-        """
-        size = len(self.positions)
-        if parts == 1:
-            return [self]
-        if size % parts:
-            raise ValueError(f"a batch of {size} samples cannot be split into {parts} equal parts")
-        weights = torch.zeros(self.masks.shape, device=self.masks.device)
-        weights[self.masks] = self.mask_weights  # (2B, N)
-        batches = []
-        for start in range(0, size, size // parts):
-            rows = slice(start, start + size // parts)
-
-            def take(tensor: Tensor, rows: slice = rows) -> Tensor:
-                """The rows of these samples, of every crop."""
-                return tensor.unflatten(0, (-1, size))[:, rows].flatten(0, 1) if tensor.shape[0] else tensor
-
-            masks = take(self.masks)
-            batches.append(
-                replace(
-                    self,
-                    global_crops=take(self.global_crops),
-                    local_crops=take(self.local_crops),
-                    masks=masks,
-                    mask_indices=masks.flatten().nonzero().flatten(),
-                    mask_weights=take(weights)[masks],
-                    n_masked=int(masks.sum()),
-                    positions=self.positions[rows],
-                    paths=self.paths[rows],
-                    bad=self.bad if start == 0 else [],
-                )
-            )
-        return batches
-
 
 @dataclass
 class UnreadableBatch:

@@ -59,6 +59,7 @@ def make_loader(
     start_step: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    accumulate: int = 1,
     max_bad_fraction: float = 0.01,
     pin_memory: bool = False,
 ) -> MultiCropLoader:
@@ -75,6 +76,7 @@ def make_loader(
         start_step: first step.
         rank: this process.
         world_size: number of processes.
+        accumulate: micro-batches in a process's part of a step; each is one item of the loader.
         max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor`.
         pin_memory: copy batches to page-locked memory, for CUDA.
 
@@ -89,7 +91,7 @@ def make_loader(
     )
     batches: DataLoader[MultiCropBatch | UnreadableBatch] = DataLoader(
         SampleStream(dataset, MultiCropAugmentation(crops), seed),  # type: ignore[arg-type]
-        batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step),
+        batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step, accumulate),
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=init_worker,

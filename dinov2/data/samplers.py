@@ -38,7 +38,7 @@ class ShuffledStream:
 
 
 class RankBatchSampler:
-    """Positions of one rank's part of each global batch, for ever.
+    """Positions of one rank's part of each global batch, for ever, in `accumulate` lists a step.
 
     Step s of rank r yields s * G + r * b + i for i in 0 .. b - 1, where G is the global batch and b = G // world_size,
     so the ranks together take every position once.
@@ -48,12 +48,15 @@ class RankBatchSampler:
         rank: this process.
         world_size: number of processes.
         start_step: first step to yield.
+        accumulate: equal micro-batches into which a rank's part is cut.
 
     Raises:
-        ValueError: G is not a positive multiple of `world_size`, or rank or step is out of range.
+        ValueError: G is no positive multiple of `world_size`, b none of `accumulate`, or rank or step is out of range.
     """
 
-    def __init__(self, global_batch_size: int, rank: int = 0, world_size: int = 1, start_step: int = 0) -> None:
+    def __init__(
+        self, global_batch_size: int, rank: int = 0, world_size: int = 1, start_step: int = 0, accumulate: int = 1
+    ) -> None:
         if global_batch_size < 1 or world_size < 1 or global_batch_size % world_size:
             raise ValueError(
                 f"train.global_batch_size {global_batch_size} must be a positive multiple of the {world_size} processes"
@@ -66,6 +69,9 @@ class RankBatchSampler:
         self.rank = rank
         self.batch_size = global_batch_size // world_size
         self.start_step = start_step
+        if accumulate < 1 or self.batch_size % accumulate:
+            raise ValueError(f"{self.batch_size} samples a step cannot be cut into {accumulate} equal micro-batches")
+        self.micro_batch_size = self.batch_size // accumulate
 
     def positions(self, step: int) -> list[int]:
         """The b positions of this rank at one step."""
@@ -75,5 +81,7 @@ class RankBatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         step = self.start_step
         while True:
-            yield self.positions(step)
+            positions = self.positions(step)
+            for start in range(0, self.batch_size, self.micro_batch_size):
+                yield positions[start : start + self.micro_batch_size]
             step += 1

@@ -14,6 +14,8 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import dinov2
-from dinov2.distributed.env import is_distributed
 from dinov2.models.weights import TEACHER_FILE, save_backbone
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import write_text
@@ -64,9 +65,8 @@ class Checkpointer:
         temporary = self.folder / f".{iteration}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is no fault
-            save(_state(arch, optimizer, iteration), checkpoint_id=temporary, no_dist=not is_distributed())
+        with _quiet_about_one_process():
+            save(_state(arch, optimizer, iteration), checkpoint_id=temporary)
         save_backbone(temporary / TEACHER_FILE, teacher.state_dict(), config, iteration)
         about = {
             "iteration": iteration,
@@ -84,25 +84,33 @@ class Checkpointer:
     def restore(self, arch: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest readable checkpoint into `arch` and `optimizer`; return its iteration, 0 without any.
 
+        A damaged one is set aside as `<iteration>.damaged`, and the one before it is used.
+
         Raises:
-            CheckpointError: there are checkpoints, but none of them can be read.
+            CheckpointError: the newest readable one is of another architecture (the names that differ), or there are
+                checkpoints, but none of them can be read.
         """
         failures = []
         for iteration in reversed(self.iterations()):
             path = self.folder / str(iteration)
+            state = _state(arch, optimizer, 0)
             try:
-                state = _state(arch, optimizer, 0)
-                # A run that began on a CPU has no CUDA generator to restore.
                 stored = FileSystemReader(path).read_metadata().state_dict_metadata
+                _require_same_parameters(state["model"], stored, path)
+                # A run that began on a CPU has no CUDA generator to restore.
                 state["rng"] = {name: value for name, value in state["rng"].items() if f"rng.{name}" in stored}
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                    load(state, checkpoint_id=path, no_dist=not is_distributed())
+                with _quiet_about_one_process():
+                    load(state, checkpoint_id=path)
+            except CheckpointError:
+                raise
             # Damage shows as many kinds of exception, of which the second is no Exception.
             except (Exception, CheckpointException) as error:
                 reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-                logger.warning("checkpoint %s cannot be read (%s); trying the one before it", path, reason)
-                failures.append(f"{path}: {reason}")
+                aside = path.with_name(f"{iteration}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
+                logger.warning("checkpoint %s cannot be read (%s): now %s; trying the one before", path, reason, aside)
+                failures.append(f"{aside}: {reason}")
                 continue
             return _apply(state, arch, optimizer)
         if failures:
@@ -129,6 +137,32 @@ def _state(arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) ->
         "iteration": torch.tensor(iteration),
         "rng": _rng_state(next(arch.parameters()).device),
     }
+
+
+def _require_same_parameters(model: dict[str, torch.Tensor], stored: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError naming the parameters in which a checkpoint and the model differ."""
+    there = {name.removeprefix("model."): entry for name, entry in stored.items() if name.startswith("model.")}
+    wrong = [f"missing {name}" for name in model if name not in there]
+    wrong += [f"unexpected {name}" for name in there if name not in model]
+    wrong += [
+        f"{name} has shape {tuple(there[name].size)} where the model has {tuple(tensor.shape)}"
+        for name, tensor in model.items()
+        if name in there and tuple(there[name].size) != tuple(tensor.shape)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture: {'; '.join(wrong[:8])}{more}. Use the configuration it was "
+            "trained with, or another --output-dir"
+        )
+
+
+@contextmanager
+def _quiet_about_one_process() -> Iterator[None]:
+    """Silence the checkpoint library's remark that there is no process group: one process is no fault."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -39,6 +39,4 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score embeddings (N, D) against the prototypes: (N, K)."""
-        x = self.mlp(x)
-        eps = 1e-6 if x.dtype == torch.float16 else 1e-12
-        return self.last_layer(F.normalize(x, dim=-1, eps=eps))
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))

@@ -56,6 +56,6 @@ class Hydra(nn.Module):
         y = self.scan(torch.cat([heads, heads.flip(1)]), torch.cat([dt_ahead, dt_back.flip(1)]), B, C)
         y = F.pad(y[:, :-1], (0, 0, 0, 0, 1, 0))  # a token's own input does not reach it through the scan
         forward_part, backward_part = y.chunk(2)
-        gain = self.fc_D(x) + self.scan.D.to(x.dtype)  # (B, L, H)
+        gain = self.fc_D(x) + self.scan.D  # (B, L, H), in float32 under autocast
         out = forward_part + backward_part.flip(1) + heads * gain.unsqueeze(-1)
         return self.out_proj(self.norm(out.flatten(2)) * F.silu(z))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.distributed.env import all_reduce_sum
+from dinov2.distributed.env import all_reduce_max, all_reduce_sum
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     """
     logits = scores.float() / temperature
     largest = logits.amax(1)  # (M,)
-    highest = _all_reduce_max(largest.amax() if len(largest) else largest.new_tensor(-torch.inf))
+    highest = all_reduce_max(largest.amax() if len(largest) else largest.new_tensor(-torch.inf))
     kernel = torch.exp(logits - largest[:, None])  # (M, K), the largest of each row is 1
     per_row = torch.exp(largest - highest)  # (M,)
     per_column = kernel.new_ones(kernel.shape[1])  # (K,)
@@ -50,9 +50,3 @@ class SoftmaxCenter(nn.Module):
         if count > 0:
             self.center.lerp_(total / count, 1 - self.momentum)
         return targets
-
-
-def _all_reduce_max(tensor: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-    return tensor

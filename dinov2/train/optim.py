@@ -40,14 +40,14 @@ def parameter_groups(modules: nn.ModuleDict, optim: OptimSection) -> list[dict[s
 def has_no_decay(name: str, rule: str) -> bool:
     """Tell whether weight decay spares the parameter `name`.
 
-    `dinov2` is its rule by name; `ours` also spares tokens, position embeddings, complex biases and the scans' A_log,
-    D and dt bias, all of which decay would push towards values without meaning.
+    `dinov2` is its rule by name (the scans' dt bias is a bias under any name); `ours` also spares tokens, position
+    embeddings, complex biases and the scans' A_log and D, all of which decay would push towards values without meaning.
     """
-    by_name = name.endswith(".bias") or "norm" in name or "gamma" in name
+    by_name = name.endswith((".bias", ".dt_bias")) or "norm" in name or "gamma" in name
     if rule == "dinov2" or by_name:
         return by_name
     leaf = name.rsplit(".", 1)[-1]
-    return leaf in (*_TOKENS, "A_log", "D", "dt_bias") or leaf.startswith("complex_bias")
+    return leaf in (*_TOKENS, "A_log", "D") or leaf.startswith("complex_bias")
 
 
 def build_optimizer(modules: nn.ModuleDict, optim: OptimSection) -> torch.optim.AdamW:

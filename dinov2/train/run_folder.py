@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from dinov2.utils.config import config_to_dict, differing_keys, to_yaml
-from dinov2.utils.errors import RunFolderError
+from dinov2.utils.config import config_from_dict, config_to_dict, differing_keys, read_yaml, to_yaml
+from dinov2.utils.errors import ConfigError, RunFolderError
 from dinov2.utils.files import write_text
 from dinov2.utils.schema import SSLConfig
 
@@ -27,8 +25,8 @@ FREE_KEYS = frozenset(
 )
 
 
-def prepare_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> None:
-    """Create the folder and write `config.yaml`, or check that it holds this very run.
+def check_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> None:
+    """Check that the folder is new or empty, or holds this very run; nothing is written.
 
     Raises:
         RunFolderError: it holds files of something else, or a run of another configuration (the differing keys), unless
@@ -38,8 +36,7 @@ def prepare_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> 
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"output folder {str(folder)!r} is a file; give a folder with --output-dir")
     if path.is_file():
-        stored: Any = OmegaConf.to_container(OmegaConf.load(path))
-        differing = differing_keys(stored, config_to_dict(config))
+        differing = differing_keys(_stored_values(path), config_to_dict(config))
         rows = [f"{key}: {a!r} there, {b!r} here" for key, (a, b) in differing.items() if key not in FREE_KEYS]
         if rows and not force:
             raise RunFolderError(
@@ -53,4 +50,17 @@ def prepare_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> 
             f"output folder {str(folder)!r} is not empty and holds no config.yaml ({names}); give a new or empty "
             "--output-dir, or --force to write into it"
         )
-    write_text(path, to_yaml(config))
+
+
+def write_config(folder: Path, config: SSLConfig) -> None:
+    """Write the resolved configuration to `config.yaml`, creating the folder."""
+    write_text(folder / "config.yaml", to_yaml(config))
+
+
+def _stored_values(path: Path) -> dict[str, Any]:
+    """Return a run's configuration with today's defaults for keys that did not exist when it was written."""
+    values = read_yaml(path)
+    try:
+        return config_to_dict(config_from_dict(values))
+    except ConfigError:
+        return values

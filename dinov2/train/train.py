@@ -40,7 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output-dir", metavar="RUN", help="run folder (default: train.output_dir)")
     parser.add_argument("--force", action="store_true", help="go on in a run folder of another configuration")
-    parser.add_argument("opts", nargs="*", metavar="section.key=value", help="overrides of the configuration")
+    parser.add_argument(
+        "opts",
+        nargs="*",
+        metavar="section.key=value",
+        help="overrides; configs/ssl_default_config.yaml lists every key",
+    )
     return parser
 
 
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output_dir:
             config.train.output_dir = args.output_dir
         return train(config, force=args.force)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergenceError) else 2
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.collate import MultiCropBatch
-from dinov2.data.datasets import make_dataset
+from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import TooManyBadTilesError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
@@ -20,7 +21,7 @@ from dinov2.models.weights import TEACHER_FILE, load_backbone, save_backbone
 from dinov2.train.batch_plan import BatchPlan
 from dinov2.train.interrupt import StopRequest
 from dinov2.train.optim import apply_schedule, build_optimizer
-from dinov2.train.run_folder import prepare_run_folder
+from dinov2.train.run_folder import check_run_folder, write_config
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.errors import CheckpointError, ConfigError, DivergenceError
@@ -39,18 +40,19 @@ class Trainer:
             torch.set_num_threads(config.train.num_threads)
         self.plan = BatchPlan.from_config(config.train, world_size())
         config.train.global_batch_size = self.plan.global_batch
-        self.dataset = make_dataset(config.train.dataset_path)
-        prepare_run_folder(folder, config, force)
-        torch.manual_seed(config.train.seed)
-        self.arch = SSLMetaArch(config)
-        _load_pretrained(self.arch, config)
-        self.arch.to(self.device).train()
-        self.optimizer = build_optimizer(self.arch.student, config.optim)
-        self.schedules = Schedules.from_config(config, self.plan.global_batch)
+        self.dataset = _open_dataset(config.train.dataset_path)
+        check_run_folder(folder, config, force)
         train = config.train
         self.checkpointer = Checkpointer(
             folder / "checkpoints", train.keep_last_checkpoints, train.saveckp_freq * train.OFFICIAL_EPOCH_LENGTH
         )
+        torch.manual_seed(train.seed)
+        self.arch = SSLMetaArch(config)
+        if not self.checkpointer.iterations():
+            _load_pretrained(self.arch, config)
+        self.arch.to(self.device).train()
+        self.optimizer = build_optimizer(self.arch.student, config.optim)
+        self.schedules = Schedules.from_config(config, self.plan.global_batch)
         self.autocast_dtype = _autocast_dtype(config.compute_precision.dtype, self.device)
 
     def run(self) -> int:
@@ -63,19 +65,18 @@ class Trainer:
         train = self.config.train
         start = step = self.checkpointer.restore(self.arch, self.optimizer)
         end = min(self.schedules.total_steps, train.max_steps or self.schedules.total_steps)
+        write_config(self.folder, self.config)
         self._announce(start, end)
         with StopRequest() as stop, logging_redirect_tqdm(), MetricsLog(self.folder, start, end) as metrics:
             batches = iter(self._loader(start))
             while step < end and stop.signal is None:
                 began = time.perf_counter()
+                values = self.schedules.at(step)
                 try:
-                    batch = next(batches)
+                    parts, norms, waited = self.step(batches, values)
                 except TooManyBadTilesError:
                     self._save(step)
                     raise
-                waited = time.perf_counter() - began
-                values = self.schedules.at(step)
-                parts, norms = self.step(batch, values)
                 if step % train.log_period_iterations == 0:
                     seconds = time.perf_counter() - began
                     metrics.log(step, _numbers(parts, norms, values, waited, seconds, self.plan.global_batch))
@@ -88,35 +89,44 @@ class Trainer:
                 elif step % self.config.evaluation.eval_period_iterations == 0:
                     self._export(step)
             del batches  # ends the loader's workers
-        self._save(step)
+            self._save(step)  # still deaf to further signals
         if stop.signal is not None and step < end:
             logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
             return 128 + stop.signal
         logger.info("finished %d steps; the teacher is in %s", step, self.folder / TEACHER_FILE)
         return 0
 
-    def step(self, batch: MultiCropBatch, values: StepValues) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Take one optimiser step; return the parts of the loss and the gradient norms, both detached.
+    def step(
+        self, batches: Iterator[MultiCropBatch], values: StepValues
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+        """Take one optimiser step on the next micro-batches.
+
+        Returns the parts of the loss and the gradient norms, detached, and the seconds spent waiting for data.
 
         Raises:
-            DivergenceError: a part of the loss is NaN or infinite; the parameters are as they were before the step.
+            DivergenceError: a part of the loss or a gradient is NaN or infinite; the parameters have not changed.
+            TooManyBadTilesError: see the loader; the parameters have not changed.
         """
         apply_schedule(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for micro in batch.split(self.plan.accumulate):
+        waited = 0.0
+        for _ in range(self.plan.accumulate):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - began
             with torch.autocast(
                 self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
             ):
-                parts = self.arch(micro.to(self.device, non_blocking=True), values.teacher_temp)
+                parts = self.arch(batch.to(self.device, non_blocking=True), values.teacher_temp)
             (parts["total"] / self.plan.accumulate).backward()
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0) + part.detach() / self.plan.accumulate
-        _require_finite(sums, batch.step)
         norms = self._clip()
+        _require_finite(sums | {f"gradient norm of {name}": norm for name, norm in norms.items()}, batch.step)
         self.optimizer.step()
         self.arch.update_teacher(values.momentum)
-        return sums, norms
+        return sums, norms, waited
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients of backbone and heads separately, as DINOv2 does; return their norms before."""
@@ -138,6 +148,7 @@ class Trainer:
             start_step=start,
             rank=rank(),
             world_size=world_size(),
+            accumulate=self.plan.accumulate,
             max_bad_fraction=config.data.max_bad_fraction,
             pin_memory=self.device.type == "cuda",
         )
@@ -153,8 +164,8 @@ class Trainer:
         spec = self.arch.student_backbone.spec
         count = sum(p.numel() for p in self.arch.student_backbone.parameters())
         logger.info(
-            "%s: %d blocks of width %d, %.1f million parameters; %d tiles; batch %d (%d x %d); on %s",
-            *(spec.name, spec.depth, spec.embed_dim, count / 1e6, len(self.dataset), self.plan.global_batch),
+            "%s: %d blocks of width %d, %s parameters; %d tiles; batch %d (%d x %d); on %s",
+            *(spec.name, spec.depth, spec.embed_dim, f"{count:,}", len(self.dataset), self.plan.global_batch),
             *(self.plan.accumulate, self.plan.micro_batch, self.device),
         )
         if start:
@@ -169,6 +180,12 @@ class Trainer:
             global_batch_size=self.plan.global_batch,
             parameters=sum(p.numel() for p in self.arch.student_backbone.parameters()),
         )
+
+
+def _open_dataset(path: str) -> TileDataset:
+    if not path:
+        raise ConfigError("train.dataset_path is not set; write for example train.dataset_path=Folder:root=TILES")
+    return make_dataset(path)
 
 
 def _choose_device(name: str) -> torch.device:
@@ -201,7 +218,7 @@ def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
 
 
 def _require_finite(parts: dict[str, Tensor], step: int) -> None:
-    if torch.isfinite(parts["total"]):
+    if torch.isfinite(torch.stack([part.float() for part in parts.values()])).all():
         return
     values = ", ".join(f"{name} = {float(part)}" for name, part in parts.items() if not torch.isfinite(part))
     raise DivergenceError(

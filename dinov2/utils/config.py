@@ -63,11 +63,13 @@ def config_from_dict(values: dict[str, Any]) -> SSLConfig:
     Raises:
         ConfigError: listing every offending key, its value, and what would be valid.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"a configuration must be sections of keys, not {values!r}")
     problems: list[str] = []
-    config = _parse(SSLConfig, translate_legacy(values), "", problems)
-    broken = {problem.replace(".", " ").replace(":", " ").split()[0] for problem in problems}
-    # Where a section could not be read, its values are defaults: rules that involve it would mislead.
-    problems += [line for line in combination_problems(config) if not any(f"{section}." in line for section in broken)]
+    unread: set[str] = set()
+    config = _parse(SSLConfig, translate_legacy(values), "", problems, unread)
+    # What could not be read has its default now: rules that involve it would mislead.
+    problems += [line for line in combination_problems(config) if not any(key in line for key in unread)]
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError("\n  ".join([f"the configuration has {count}:", *problems]))
@@ -110,12 +112,13 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _parse(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
-    """Build the dataclass `kind` from a mapping, adding what is wrong to `problems`."""
+def _parse(kind: type, values: Any, prefix: str, problems: list[str], unread: set[str]) -> Any:
+    """Build the dataclass `kind` from a mapping, adding what is wrong to `problems`, and its key to `unread`."""
     if values is None:
         values = {}
     if not isinstance(values, dict):
         problems.append(f"{prefix[:-1]} = {values!r}: expected a section of keys")
+        unread.add(prefix)
         return kind()
     hints = get_type_hints(kind)
     parsed: dict[str, Any] = {}
@@ -126,12 +129,13 @@ def _parse(kind: type, values: Any, prefix: str, problems: list[str]) -> Any:
             shown = f" = {value!r}" if not isinstance(value, dict) else ""
             problems.append(f"{dotted}{shown}: unknown key{near}{_elsewhere(str(key), prefix)}")
         elif dataclasses.is_dataclass(hints[key]):
-            parsed[key] = _parse(hints[key], value, f"{dotted}.", problems)
+            parsed[key] = _parse(hints[key], value, f"{dotted}.", problems, unread)
         else:
             ok, result = _coerce(hints[key], value)
             if ok:
                 parsed[key] = result
             else:
+                unread.add(dotted)
                 expected = _describe(hints[key])
                 near = ""
                 if isinstance(value, str) and (choices := _choices(hints[key])):

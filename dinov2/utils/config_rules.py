@@ -71,6 +71,14 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "ibot.head_nlayers": ibot.head_nlayers,
         "teacher.teacher_temp": config.teacher.teacher_temp,
         "teacher.warmup_teacher_temp": config.teacher.warmup_teacher_temp,
+        "dino.head_hidden_dim": config.dino.head_hidden_dim,
+        "ibot.head_hidden_dim": ibot.head_hidden_dim,
+        "dino.head_bottleneck_dim": config.dino.head_bottleneck_dim,
+        "ibot.head_bottleneck_dim": ibot.head_bottleneck_dim,
+        "optim.layerwise_decay": optim.layerwise_decay,
+        "crops.global_crops_scale": crops.global_crops_scale[0],
+        "crops.local_crops_scale": crops.local_crops_scale[0],
+        "crops.blur_sigma": crops.blur_sigma[0],
         "evaluation.eval_period_iterations": config.evaluation.eval_period_iterations,
         "crops.normalize.std": min(crops.normalize.std),
     }
@@ -81,7 +89,21 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
         "optim.base_lr": optim.base_lr,
         "optim.clip_grad": optim.clip_grad,
+        "optim.min_lr": optim.min_lr,
+        "optim.patch_embed_lr_mult": optim.patch_embed_lr_mult,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.weight_decay_end": optim.weight_decay_end,
+        "teacher.warmup_teacher_temp_epochs": config.teacher.warmup_teacher_temp_epochs,
+        "dino.loss_weight": config.dino.loss_weight,
+        "dino.koleo_loss_weight": config.dino.koleo_loss_weight,
+        "ibot.loss_weight": ibot.loss_weight,
+        "crops.color_jitter.brightness": crops.color_jitter.brightness,
+        "crops.color_jitter.contrast": crops.color_jitter.contrast,
+        "crops.color_jitter.saturation": crops.color_jitter.saturation,
+        "crops.color_jitter.hue": crops.color_jitter.hue,
     }
+    if train.num_threads is not None:
+        positive["train.num_threads"] = train.num_threads
     if train.global_batch_size is not None:
         positive["train.global_batch_size"] = train.global_batch_size
     if train.max_steps is not None:
@@ -103,6 +125,16 @@ def _range_problems(config: SSLConfig) -> list[str]:
             problems.append(f"{key} = {[low, high]}: the first must not exceed the second; did you mean {[high, low]}?")
     if optim.warmup_epochs > optim.epochs:
         problems.append(f"optim.warmup_epochs = {optim.warmup_epochs}: must not exceed optim.epochs = {optim.epochs}")
+    for key, beta in {"optim.adamw_beta1": optim.adamw_beta1, "optim.adamw_beta2": optim.adamw_beta2}.items():
+        if not 0 <= beta < 1:
+            problems.append(f"{key} = {beta}: must lie in [0, 1)")
+    if crops.color_jitter.hue > 0.5:
+        problems.append(f"crops.color_jitter.hue = {crops.color_jitter.hue}: must not exceed 0.5")
+    smallest = min(crops.global_crops_size, crops.local_crops_size if crops.local_crops_number else 10**9)
+    if 0 < smallest <= crops.blur_kernel // 2:
+        problems.append(
+            f"crops.blur_kernel = {crops.blur_kernel}: must be below twice the smallest crop, {smallest} px"
+        )
     if crops.blur_kernel < 1 or crops.blur_kernel % 2 == 0:
         problems.append(f"crops.blur_kernel = {crops.blur_kernel}: must be odd; the nearest is {crops.blur_kernel + 1}")
     return problems

@@ -74,11 +74,11 @@ def test_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("Foldr:root=x", r"'Foldr' \(nearest: 'Folder'\)"),
-        ("folder:root=x", r"'folder' \(nearest: 'Folder'\)"),
-        ("", "Kinds: Folder"),
+        ("Foldr:root=x", r"'Foldr'; did you mean 'Folder'"),
+        ("folder:root=x", r"'folder'; did you mean 'Folder'"),
+        ("", "known: Folder"),
         ("/data/tiles", "KIND:key=value"),
-        ("Folder:rot=x", r"no key 'rot' \(nearest: 'root'\)"),
+        ("Folder:rot=x", r"no key 'rot'; did you mean 'root'"),
         ("Folder", r"needs root\. Write Folder:root="),
         ("Folder:x", "'x' is not key=value"),
         ("Folder:root=a:root=b", "'root' twice"),

@@ -58,3 +58,20 @@ def test_impossible_batches(arguments: tuple[int, int, int, int], message: str) 
 def test_empty_stream() -> None:
     with pytest.raises(ValueError, match="at least one"):
         ShuffledStream(0, 0)
+
+
+@settings(max_examples=30)
+@given(world_size=st.integers(1, 4), micro=st.integers(1, 5), parts=st.integers(1, 4), start=st.integers(0, 100))
+def test_micro_batches_tile_a_rank_s_part(world_size: int, micro: int, parts: int, start: int) -> None:
+    size = world_size * micro * parts
+    for rank in range(world_size):
+        whole = RankBatchSampler(size, rank, world_size, start)
+        cut = list(islice(RankBatchSampler(size, rank, world_size, start, parts), 2 * parts))
+        assert all(len(part) == micro for part in cut)
+        assert [p for part in cut[:parts] for p in part] == whole.positions(start)
+        assert [p for part in cut[parts:] for p in part] == whole.positions(start + 1)
+
+
+def test_micro_batches_must_be_equal() -> None:
+    with pytest.raises(ValueError, match="10 samples a step cannot be cut into 3"):
+        RankBatchSampler(10, accumulate=3)

@@ -90,3 +90,12 @@ def test_table_is_ordered_and_says_each_note_once():
     assert lines[2].split()[:6] == ["T", "high", "cls+mean", "0.700", "±", "0.100"]
     assert lines[3].split()[1] == "low"
     assert lines[4:] == ["note: T: n1.", "note: T: high: n2."]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    assert open_results(tmp_path, {}) == []
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(EvalError, match=r"holds other files \(metrics\.jsonl\)"):
+        open_results(tmp_path, {})
+    assert open_results(tmp_path, {}, force=True) == []

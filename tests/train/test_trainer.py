@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_accumulated_gradients_equal_those_of_their_mean(small, tmp_path):
         trainer = Trainer(small(train=train, **sections), tmp_path / name)
         for center in trainer.arch.centers.values():
             center.momentum = 1.0  # else it moves between the micro-batches
-        trainer.step(next(iter(trainer._loader(0))), trainer.schedules.at(0))
+        trainer.step(iter(trainer._loader(0)), trainer.schedules.at(0))
         return [p.grad for p in trainer.arch.student.parameters()]
 
     for whole, halves in zip(grads(4, "whole"), grads(2, "halves"), strict=True):
@@ -130,7 +131,7 @@ def test_accumulated_gradients_equal_those_of_their_mean(small, tmp_path):
 
 def test_clipping_is_per_module(small, tmp_path):
     trainer = Trainer(small(optim={"epochs": 4, "warmup_epochs": 0, "clip_grad": 1e-3}), tmp_path / "run")
-    trainer.step(next(iter(trainer._loader(0))), trainer.schedules.at(0))
+    trainer.step(iter(trainer._loader(0)), trainer.schedules.at(0))
     for module in trainer.arch.student.values():
         norm = torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None]).norm()
         assert norm == pytest.approx(1e-3, rel=1e-2)
@@ -170,9 +171,37 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(small, tmp_p
         trainer = Trainer(small(), run)
         assert trainer.checkpointer.restore(trainer.arch, trainer.optimizer) == 6
     assert str(run / "checkpoints" / "8") in caplog.text
-    (next((run / "checkpoints" / "6").glob("*.distcp"))).unlink()
+    assert (run / "checkpoints" / "8.damaged").is_dir()
+    assert trainer.run() == 0  # writes a new one in its place
+    assert Trainer(small(), run).checkpointer.restore(trainer.arch, trainer.optimizer) == 8
+    for iteration in trainer.checkpointer.iterations():
+        (run / "checkpoints" / str(iteration) / ".metadata").write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the run's checkpoints"):
         trainer.checkpointer.restore(trainer.arch, trainer.optimizer)
+
+
+def test_checkpoint_of_another_architecture_names_the_keys_and_changes_nothing(small, tmp_path):
+    run = tmp_path / "run"
+    Trainer(small(train={"max_steps": 2}), run).run()
+    before = (run / "config.yaml").read_text()
+    student = {"arch": "vit12", "embed_dim": 32, "num_heads": 2, "depth": 2}
+    with pytest.raises(CheckpointError) as caught:
+        Trainer(small(student=student), run, force=True).run()
+    assert "missing student.backbone.pos_embed" in str(caught.value)
+    assert "more" in str(caught.value)
+    assert (run / "config.yaml").read_text() == before
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
+    assert Trainer(small(train={"max_steps": 3}), run).run() == 0
+
+
+def test_micro_batches_are_the_global_batch(small, tmp_path):
+    whole = Trainer(small(train={"global_batch_size": 4, "batch_size_per_gpu": 4}), tmp_path / "a")._loader(1)
+    parts = Trainer(small(train={"global_batch_size": 4, "batch_size_per_gpu": 2}), tmp_path / "b")._loader(1)
+    batch, (first, second) = next(iter(whole)), islice(parts, 2)
+    joined = torch.stack([first.global_crops.unflatten(0, (2, 2)), second.global_crops.unflatten(0, (2, 2))], dim=1)
+    assert torch.equal(joined.flatten(0, 2), batch.global_crops)
+    masks = torch.stack([first.masks.unflatten(0, (2, 2)), second.masks.unflatten(0, (2, 2))], dim=1)
+    assert torch.equal(masks.flatten(0, 2), batch.masks)
 
 
 def test_folder_of_another_run_is_refused(small, tmp_path):
@@ -182,7 +211,8 @@ def test_folder_of_another_run_is_refused(small, tmp_path):
     other = small(optim={"epochs": 4, "warmup_epochs": 1, "base_lr": 0.1})
     with pytest.raises(RunFolderError, match=r"optim\.base_lr: 0\.002 there, 0\.1 here"):
         Trainer(other, run)
-    Trainer(other, run, force=True)
+    assert Trainer(other, run, force=True).run() == 0
+    assert "base_lr: 0.1" in (run / "config.yaml").read_text()
     stranger = tmp_path / "stranger"
     stranger.mkdir()
     (stranger / "thesis.tex").write_text("")
@@ -248,6 +278,8 @@ def test_command_line_reports_errors_without_traceback(tmp_path, capsys):
     assert "mvhybird" in error
     assert "'mvhybrid'" in error
     assert not Path(tmp_path / "run").exists()
+    assert main(["--config-file", str(path), "--output-dir", str(tmp_path / "run"), "student.arch=vit12"]) == 2
+    assert "train.dataset_path is not set" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0

@@ -160,8 +160,8 @@ student: {embed_dim: 100, num_heads: 7}
     ):
         assert any(line.startswith(expected) for line in lines), (expected, lines)
     assert any(line.startswith("student.num_heads = 7: 7 heads do not divide the width 100") for line in lines)
-    # crops could not be read as a whole, so what its values would mean together is left for the next attempt.
-    assert not any("global_crops_size" in line for line in lines)
+    for size in ("global_crops_size = 250", "local_crops_size = 100"):
+        assert any(line.startswith(f"crops.{size}: must be a positive multiple") for line in lines)
 
 
 def test_a_key_in_the_wrong_section_is_shown_its_place():

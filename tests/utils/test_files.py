@@ -43,3 +43,11 @@ def test_a_writer_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "f.txt"):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_private_temporary_file_ends_with_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").write_text("")
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_text("")
+        temporary.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -1,12 +1,12 @@
 """Data sets by name. A string `Kind:key=value:key=value`, as in DINOv2, names the kind and its arguments."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from dinov2.data.datasets.base import TileDataset
 from dinov2.data.errors import DatasetError
+from dinov2.utils.suggest import did_you_mean
 
 Factory = TypeVar("Factory", bound=Callable[..., TileDataset])
 
@@ -49,16 +49,15 @@ def make_dataset(spec: str) -> TileDataset:
     kind, *pieces = spec.split(":")
     if kind not in _FACTORIES:
         raise DatasetError(
-            f"{spec!r} names no known kind of data set: {kind!r}{_nearest(kind, _FACTORIES)}. "
-            f"Kinds: {', '.join(list_datasets())}. Write KIND:key=value, e.g. Folder:root=/data/tiles"
+            f"{spec!r} names no known kind of data set: {kind!r}{did_you_mean(kind, list_datasets())}. "
+            "Write KIND:key=value, e.g. Folder:root=/data/tiles"
         )
     factory = _FACTORIES[kind]
     parameters = inspect.signature(factory).parameters
     arguments = _parse(spec, pieces)
     for key in arguments:
         if key not in parameters:
-            known = ", ".join(parameters)
-            raise DatasetError(f"{spec!r}: {kind} has no key {key!r}{_nearest(key, parameters)}. Keys: {known}")
+            raise DatasetError(f"{spec!r}: {kind} has no key {key!r}{did_you_mean(key, list(parameters))}")
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in arguments]
     if missing:
         example = ":".join([kind, *(f"{name}=..." for name in missing)])
@@ -81,9 +80,3 @@ def _parse(spec: str, pieces: list[str]) -> dict[str, str]:
         else:
             raise DatasetError(f"{spec!r}: {piece!r} is not key=value")
     return arguments
-
-
-def _nearest(word: str, choices: Iterable[str]) -> str:
-    by_lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return f" (nearest: {by_lower[close[0]]!r})" if close else ""
