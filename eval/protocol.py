@@ -2,10 +2,10 @@
 
 Source: HEST-1k (arXiv 2406.16192) and the code of its benchmark: log1p counts, StandardScaler, PCA 256, ridge without
 intercept with alpha = 100 / (features x genes), Pearson correlation per gene; PCC-10, MAE and MSE as in the MVHybrid
-paper. Two deviations, both exact where the published solvers are approximate (see `eval.ridge`;
-`solver="lsqr"` undoes the one that matters). And one addition: as a
-ridge without intercept on uncentred targets predicts only the deviation from the mean, MAE and MSE mostly measure mean
-expression; `mae_centred` and `mse_centred` score the prediction with the training mean added back.
+paper. Two deviations: PCA and ridge are solved exactly where the published solvers are approximate (see `eval.ridge`;
+`solver="lsqr"` undoes the second, the one that matters). And one addition: as a ridge without intercept on uncentred
+targets predicts only the deviation from the mean, MAE and MSE mostly measure mean expression; `mae_centred` and
+`mse_centred` score the prediction with the training mean added back.
 """
 
 from collections.abc import Mapping

@@ -27,34 +27,34 @@ venv_folder() {
     fi
 }
 
-# is_new_enough PY: whether PY runs and is Python 3.11 or later.
-is_new_enough() {
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+# is_supported PY: whether PY runs and is Python 3.11, 3.12 or 3.13.
+is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
 }
 
-# find_python [PY]: print PY, or the first Python >= 3.11 of the usual names.
+# find_python [PY]: print PY, or the first of the usual names that is supported.
 find_python() {
     local name
     if [[ -n "${1:-}" ]]; then
-        command -v "$1" >/dev/null || fail "$1: no such program; give a Python 3.11 or later with --python"
-        is_new_enough "$1" || fail "$1 is $("$1" --version 2>&1); Python 3.11 or later is needed. Give one with --python"
+        command -v "$1" >/dev/null || fail "$1: no such program; give a Python 3.11 to 3.13 with --python"
+        is_supported "$1" || fail "$1 is $("$1" --version 2>&1); Python 3.11 to 3.13 is needed. Give one with --python"
         command -v "$1"
         return
     fi
-    for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
-        if command -v "$name" >/dev/null && is_new_enough "$name"; then
+    for name in python3 python3.13 python3.12 python3.11 python; do
+        if command -v "$name" >/dev/null && is_supported "$name"; then
             command -v "$name"
             return
         fi
     done
-    fail "no Python 3.11 or later found (python3 is $(python3 --version 2>&1 || true)); install one, or name it with --python"
+    fail "no Python 3.11, 3.12 or 3.13 found (python3 is $(python3 --version 2>&1 || true)); install one, or name it with --python"
 }
 
 # make_venv DIR REQUIREMENTS WHAT [PY]: bring DIR up to date with REQUIREMENTS and `pip install -e WHAT`, if it is not.
 # A stamp in DIR holds the checksum of what was installed, so that a second call does nothing.
 make_venv() {
     local dir=$1 requirements=$2 what=$3 python stamp wanted
-    if [[ -x "$dir/bin/python" ]] && is_new_enough "$dir/bin/python"; then
+    if [[ -x "$dir/bin/python" ]] && is_supported "$dir/bin/python"; then
         python="$dir/bin/python"
     else
         python=$(find_python "${4:-}")
