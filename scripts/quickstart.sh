@@ -20,7 +20,7 @@ options:
   --tasks NAME ...   tasks of --bench (default: every folder in it that has splits)
   --steps N          pretraining steps (default 60: about three minutes on two cores)
   --out DIR          output (default quickstart_output, with --bench quickstart_output/real)
-  --python PY        Python 3.11 or later to make the environment with
+  --python PY        Python 3.11 to 3.13 to make the environment with
   --help             this text
 
 environment: VENV   the virtual environment (default .venv)

@@ -63,7 +63,7 @@ def test_an_old_python_is_named(tmp_path: Path) -> None:
     write_program(old, '[[ $1 == --version ]] && echo "Python 3.9.2"\n[[ $1 == --version ]]\n')
     done = bash("scripts/quickstart.sh", "--python", old, VENV=str(tmp_path / "venv"))
     assert done.returncode == 2
-    assert "Python 3.9.2; Python 3.11 or later is needed" in done.stderr
+    assert "Python 3.9.2; Python 3.11 to 3.13 is needed" in done.stderr
 
 
 def test_a_python_without_venv_is_named(tmp_path: Path) -> None:
