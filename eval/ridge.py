@@ -3,9 +3,9 @@
 The public hest-bench solves the ridge with LSQR at its default tolerance and the PCA with a randomised solver, so that
 its predictions carry the solvers' error. Here both have closed forms: the components come from an eigendecomposition
 of the smaller Gram matrix, and the ridge from a Cholesky factorisation. On embeddings with strongly correlated features
-LSQR's early stop regularises, and the published numbers are then higher than the exact ones: `solver="lsqr"` reproduces
-it. No intercept is fitted, as published: features are centred by the scaler, targets are not, and a prediction therefore
-lacks the training mean (`Probe.target_mean`).
+LSQR's early stop regularises, and the published numbers are then higher than the exact ones: `solver="lsqr"`
+reproduces it. No intercept is fitted, as published: features are centred by the scaler, targets are not, and a
+prediction therefore lacks the training mean (`Probe.target_mean`).
 """
 
 from dataclasses import dataclass
