@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dinov2.utils.hashing import hash_weights
 from eval.encoders import Pooling
 from eval.errors import EvalError
-from eval.torch_encoder import TorchEncoder, Transform, hash_weights, pool
+from eval.torch_encoder import TorchEncoder, Transform, pool
 
 if TYPE_CHECKING:
     from dinov2.models.weights import LoadedBackbone

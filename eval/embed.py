@@ -9,7 +9,6 @@ an interrupted run resumes at the sample it had not finished.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dinov2.utils.files import replacing
 from eval.encoders import Encoder, encoder_key
 from eval.errors import EvalError
 from eval.hest_data import Task, open_h5
@@ -113,10 +113,8 @@ def _read(path: Path, n_patches: int) -> NDArray[np.float32] | None:
 
 
 def _write(path: Path, features: NDArray[np.float32], encoder: Encoder, sample: Sample) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("embeddings", data=features)
         # For people who look into the file; the program goes by the key alone.
         file.attrs["encoder"] = json.dumps({"name": encoder.name, **encoder.settings})
         file.attrs["sample"] = sample.name
-    os.replace(temporary, path)

@@ -8,12 +8,12 @@ old results are dropped. Files are written under a temporary name and renamed, s
 import csv
 import io
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dinov2.utils.files import write_text
 from eval.errors import EvalError, first_few
 from eval.protocol import METRICS
 
@@ -96,8 +96,8 @@ def write_results(out: Path, rows: list[Row], settings: dict[str, Any], run: dic
         **run,
     }
     text = json.dumps({"meta": meta, "results": rows}, indent=1, allow_nan=False)
-    _write(out / "results.json", text + "\n")
-    _write(out / "results.csv", _csv(rows))
+    write_text(out / "results.json", text + "\n")
+    write_text(out / "results.csv", _csv(rows))
 
 
 def versions() -> dict[str, str]:
@@ -147,9 +147,3 @@ def _csv(rows: list[Row]) -> str:
         flat = {f"{m}_{part}": row[m][part] for m in METRICS for part in ("mean", "std")}
         writer.writerow({**row, **flat, "n_folds": len(row["folds"]), "n_genes": len(row["genes"])})
     return buffer.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

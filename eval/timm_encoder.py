@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dinov2.utils.hashing import hash_weights
 from eval.encoders import Pooling
 from eval.errors import EvalError, first_few, nearest
-from eval.torch_encoder import TorchEncoder, Transform, hash_weights, pool
+from eval.torch_encoder import TorchEncoder, Transform, pool
 
 OPTIONS = ("pretrained", "checkpoint")
 

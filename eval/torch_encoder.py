@@ -1,6 +1,5 @@
 """The torch part shared by all network encoders: transform, batching to a device, and a hash of the weights."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,13 +86,3 @@ def pool(cls: torch.Tensor | None, patches: torch.Tensor, pooling: Pooling) -> t
     if cls is None:
         raise EvalError(f"pooling {pooling!r}: the encoder has no CLS token. Use --pooling mean.")
     return cls if pooling == "cls" else torch.cat([cls, mean], dim=1)
-
-
-def hash_weights(model: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of a model's state dict."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {flat.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

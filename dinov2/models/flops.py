@@ -12,8 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its import compiles scripts in a way that newer releases of torch call outdated
+    from fvcore.nn import FlopCountAnalysis
 
 FREE = frozenset(
     f"aten::{name}"

@@ -1,6 +1,5 @@
 """Backbone weights on disk: `teacher.safetensors`, complete with all that is needed to use it."""
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dinov2.models.isotropic import IsotropicBackbone
 from dinov2.utils.config import config_from_dict, config_to_dict, read_yaml
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import replacing
+from dinov2.utils.hashing import hash_weights
 from dinov2.utils.schema import SSLConfig
 
 __all__ = ["CheckpointError", "LoadedBackbone", "load_backbone", "reinitialised", "save_backbone"]
@@ -84,16 +84,6 @@ def reinitialised(loaded: LoadedBackbone, seed: int = 0) -> LoadedBackbone:
     return _loaded(model, config)
 
 
-def hash_weights(state: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 (hex) of names, dtypes, shapes and bytes of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _loaded(model: IsotropicBackbone, config: SSLConfig) -> LoadedBackbone:
     return LoadedBackbone(
         model=model.eval(),
@@ -101,7 +91,7 @@ def _loaded(model: IsotropicBackbone, config: SSLConfig) -> LoadedBackbone:
         mean=config.crops.normalize.mean,
         std=config.crops.normalize.std,
         input_size=config.evaluation.input_size or config.crops.global_crops_size,
-        weights_hash=hash_weights(model.state_dict()),
+        weights_hash=hash_weights(model),
         config=config_to_dict(config),
     )
 

@@ -3,9 +3,10 @@ import pytest
 import torch
 from torch import nn
 
+from dinov2.utils.hashing import hash_weights
 from eval.encoders import encoder_key
 from eval.errors import EvalError
-from eval.torch_encoder import TorchEncoder, Transform, hash_weights, pool
+from eval.torch_encoder import TorchEncoder, Transform, pool
 
 TRANSFORM = Transform((0.7, 0.5, 0.6), (0.2, 0.25, 0.3), 16)
 
