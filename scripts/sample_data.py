@@ -38,7 +38,7 @@ WHAT = "simulated from stain densities and tissue structure; no gene was measure
 EXAMPLES = """
 examples:
   python scripts/sample_data.py quickstart_output/sample
-  python scripts/sample_data.py /tmp/small --tile-stride 256 --patch-stride 112 --genes 10
+  python scripts/sample_data.py small_sample --tile-stride 256 --patch-stride 112 --genes 10
 
 A finished OUT of the same settings is left as it is. Exit codes: 0 done, 2 something given is wrong.
 """
