@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dinov2.utils.hashing import hash_weights
+from dinov2.utils.schema import NormalizeSection
 from eval.encoders import Pooling
 from eval.errors import EvalError
 from eval.torch_encoder import TorchEncoder, Transform, pool
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
     from dinov2.models.weights import LoadedBackbone
 
 # The MVHybrid paper's normalisation of H&E tiles, and the patch size of the benchmark.
-PAPER_TRANSFORM = Transform(
-    mean=(0.70322989, 0.53606487, 0.66096631), std=(0.21716536, 0.26081574, 0.20723464), input_size=224
-)
+PAPER_TRANSFORM = Transform(NormalizeSection().mean, NormalizeSection().std, input_size=224)
 
 
 def checkpoint_encoder(name: str, path: str, *, pooling: Pooling, device: str) -> TorchEncoder:

@@ -50,6 +50,7 @@ def timm_encoder(name: str, argument: str, *, pooling: Pooling, device: str, see
     )
 
     def tokens(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        # timm's models have forward_features, but nn.Module, their declared type, does not.
         cls, patches = split_tokens(network, network.forward_features(batch))  # type: ignore[operator]
         return pool(cls, patches, used)
 

@@ -24,7 +24,6 @@ class MultiCropBatch:
     masks: Tensor  # (2B, N) bool
     mask_indices: Tensor  # (M,) int64: masked patches among the 2B * N, rising
     mask_weights: Tensor  # (M,) float32: 1 / masked patches of the patch's image
-    n_masked: int  # M
     step: int
     positions: list[int]  # (B,) places in the global stream
     paths: list[str]  # (B,) where the pixels come from
@@ -93,7 +92,6 @@ class MultiCropCollator:
             masks=masks,
             mask_indices=mask_indices,
             mask_weights=counts.float().reciprocal().expand_as(masks)[masks],  # (M,)
-            n_masked=len(mask_indices),
             step=step,
             positions=positions,
             paths=[sample.path for sample in samples],

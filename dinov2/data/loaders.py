@@ -89,6 +89,7 @@ def make_loader(
     collate = MultiCropCollator(
         seed, global_batch_size, (side, side), ibot.mask_sample_probability, ibot.mask_ratio_min_max
     )
+    # The stream is a map from positions without an end, which the types of DataLoader do not foresee.
     batches: DataLoader[MultiCropBatch | UnreadableBatch] = DataLoader(
         SampleStream(dataset, MultiCropAugmentation(crops), seed),  # type: ignore[arg-type]
         batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step, accumulate),

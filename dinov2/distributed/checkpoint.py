@@ -38,6 +38,7 @@ from dinov2.models.weights import TEACHER_FILE, save_backbone
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import write_text
 from dinov2.utils.schema import SSLConfig
+from dinov2.utils.state_dict import shapes_of, state_differences
 
 logger = logging.getLogger("dinov2")
 
@@ -141,19 +142,11 @@ def _state(arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) ->
 
 def _require_same_parameters(model: dict[str, torch.Tensor], stored: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError naming the parameters in which a checkpoint and the model differ."""
-    there = {name.removeprefix("model."): entry for name, entry in stored.items() if name.startswith("model.")}
-    wrong = [f"missing {name}" for name in model if name not in there]
-    wrong += [f"unexpected {name}" for name in there if name not in model]
-    wrong += [
-        f"{name} has shape {tuple(there[name].size)} where the model has {tuple(tensor.shape)}"
-        for name, tensor in model.items()
-        if name in there and tuple(there[name].size) != tuple(tensor.shape)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    there = {name.removeprefix("model."): tuple(e.size) for name, e in stored.items() if name.startswith("model.")}
+    if differences := state_differences(shapes_of(model), there):
         raise CheckpointError(
-            f"checkpoint {path} is of another architecture: {'; '.join(wrong[:8])}{more}. Use the configuration it was "
-            "trained with, or another --output-dir"
+            f"checkpoint {path} is of another architecture: {differences}. Use the configuration it was trained with, "
+            "or another --output-dir"
         )
 
 

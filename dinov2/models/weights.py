@@ -18,6 +18,7 @@ from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import replacing
 from dinov2.utils.hashing import hash_weights
 from dinov2.utils.schema import SSLConfig
+from dinov2.utils.state_dict import shapes_of, state_differences
 
 __all__ = ["CheckpointError", "LoadedBackbone", "load_backbone", "reinitialised", "save_backbone"]
 
@@ -147,18 +148,9 @@ def _with_imagenet_statistics(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_strictly(model: IsotropicBackbone, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    own = model.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in tensors]
-    wrong += [f"unexpected {name}" for name in tensors if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(tensors[name].shape)} where {model.spec.name} has {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    name = model.spec.name
+    if differences := state_differences(shapes_of(model.state_dict()), shapes_of(tensors), owner=name):
         raise CheckpointError(
-            f"{path} holds weights of another architecture than {model.spec.name}, which its configuration names: "
-            f"{'; '.join(wrong[:8])}{more}"
+            f"{path} holds weights of another architecture than {name}, which its configuration names: {differences}"
         )
     model.load_state_dict(tensors)

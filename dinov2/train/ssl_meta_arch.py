@@ -57,7 +57,7 @@ class SSLMetaArch(nn.Module):
         return cast(IsotropicBackbone, self.teacher["backbone"])
 
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
-        """Return the weighted parts of the loss of a batch, and their sum as `total`."""
+        """Return the weighted parts of the loss of a batch, and their sum as `total_loss`."""
         targets = self.targets(batch, teacher_temp)
         student = self.student_backbone
         inputs, masks = [batch.global_crops], [batch.masks if self.ibot.loss_weight else None]
@@ -86,7 +86,7 @@ class SSLMetaArch(nn.Module):
             scores = self._patch_head(self.student)(patches)
             patch_loss = ibot_patch_loss(scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
             parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
-        parts["total"] = torch.stack([part.float() for part in parts.values()]).sum()
+        parts["total_loss"] = torch.stack([part.float() for part in parts.values()]).sum()
         return parts
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The loop over training steps."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.errors import CheckpointError, ConfigError, DivergenceError
 from dinov2.utils.schema import SSLConfig
+from dinov2.utils.state_dict import shapes_of, state_differences
 
 logger = logging.getLogger("dinov2")
 
@@ -73,13 +75,14 @@ class Trainer:
                 began = time.perf_counter()
                 values = self.schedules.at(step)
                 try:
-                    parts, norms, waited = self.step(batches, values)
+                    numbers = self.step(batches, values)
                 except TooManyBadTilesError:
                     self._save(step)
                     raise
                 if step % train.log_period_iterations == 0:
                     seconds = time.perf_counter() - began
-                    metrics.log(step, _numbers(parts, norms, values, waited, seconds, self.plan.global_batch))
+                    speed = {"step_seconds": seconds, "images_per_second": self.plan.global_batch / seconds}
+                    metrics.log(step, numbers | _schedule_values(values) | speed)
                 if step == start:
                     self._write_run_info()
                 step += 1
@@ -96,12 +99,11 @@ class Trainer:
         logger.info("finished %d steps; the teacher is in %s", step, self.folder / TEACHER_FILE)
         return 0
 
-    def step(
-        self, batches: Iterator[MultiCropBatch], values: StepValues
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    def step(self, batches: Iterator[MultiCropBatch], values: StepValues) -> dict[str, float]:
         """Take one optimiser step on the next micro-batches.
 
-        Returns the parts of the loss and the gradient norms, detached, and the seconds spent waiting for data.
+        Returns the parts of the loss, the gradient norms and the seconds spent waiting for data. The check that all of
+        them are finite is the step's one wait for the device.
 
         Raises:
             DivergenceError: a part of the loss or a gradient is NaN or infinite; the parameters have not changed.
@@ -119,20 +121,20 @@ class Trainer:
                 self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
             ):
                 parts = self.arch(batch.to(self.device, non_blocking=True), values.teacher_temp)
-            (parts["total"] / self.plan.accumulate).backward()
+            (parts["total_loss"] / self.plan.accumulate).backward()
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0) + part.detach() / self.plan.accumulate
-        norms = self._clip()
-        _require_finite(sums | {f"gradient norm of {name}": norm for name, norm in norms.items()}, batch.step)
+        numbers = _finite_numbers(sums | self._clip(), batch.step)
         self.optimizer.step()
         self.arch.update_teacher(values.momentum)
-        return sums, norms, waited
+        return numbers | {"data_seconds": waited}
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients of backbone and heads separately, as DINOv2 does; return their norms before."""
         limit = self.config.optim.clip_grad or float("inf")
         return {
-            name: nn.utils.clip_grad_norm_(module.parameters(), limit) for name, module in self.arch.student.items()
+            f"grad_norm_{name}": nn.utils.clip_grad_norm_(module.parameters(), limit)
+            for name, module in self.arch.student.items()
         }
 
     def _loader(self, start: int) -> MultiCropLoader:
@@ -209,42 +211,30 @@ def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
         return
     state = load_backbone(source).model.state_dict()
     backbone = arch.student_backbone
-    own = backbone.state_dict()
-    wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]
-    if wrong:
-        raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {', '.join(wrong[:8])} differ")
+    if differences := state_differences(shapes_of(backbone.state_dict()), shapes_of(state)):
+        raise CheckpointError(f"{source} does not fit {backbone.spec.name}: {differences}")
     backbone.load_state_dict(state)
     arch.teacher_backbone.load_state_dict(state)
 
 
-def _require_finite(parts: dict[str, Tensor], step: int) -> None:
-    if torch.isfinite(torch.stack([part.float() for part in parts.values()])).all():
-        return
-    values = ", ".join(f"{name} = {float(part)}" for name, part in parts.items() if not torch.isfinite(part))
-    raise DivergenceError(
-        f"step {step}: {values}; the newest checkpoint is from before this step. Lower optim.base_lr or "
-        "optim.clip_grad and start a new run"
-    )
+def _finite_numbers(tensors: dict[str, Tensor], step: int) -> dict[str, float]:
+    """Bring scalars to the host at once; raise DivergenceError naming those that are NaN or infinite."""
+    numbers = dict(zip(tensors, torch.stack([tensor.float() for tensor in tensors.values()]).tolist(), strict=True))
+    broken = ", ".join(f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value))
+    if broken:
+        raise DivergenceError(
+            f"step {step}: {broken}; the newest checkpoint is from before this step. Lower optim.base_lr or "
+            "optim.clip_grad and start a new run"
+        )
+    return numbers
 
 
-def _numbers(
-    parts: dict[str, Tensor],
-    norms: dict[str, Tensor],
-    values: StepValues,
-    waited: float,
-    seconds: float,
-    images: int,
-) -> dict[str, float]:
-    """Return what is logged of a step."""
+def _schedule_values(values: StepValues) -> dict[str, float]:
+    """Name the schedules' values as DINOv2's logs do."""
     return {
-        **{("total_loss" if name == "total" else name): float(part) for name, part in parts.items()},
-        **{f"grad_norm_{name}": float(norm) for name, norm in norms.items()},
         "lr": values.lr,
         "last_layer_lr": values.last_layer_lr,
         "wd": values.weight_decay,
         "mom": values.momentum,
         "teacher_temp": values.teacher_temp,
-        "data_seconds": waited,
-        "step_seconds": seconds,
-        "images_per_second": images / seconds,
     }
