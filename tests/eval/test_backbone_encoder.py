@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from dinov2.models import weights
+from dinov2.models.factory import spec_from_student
+from dinov2.models.isotropic import IsotropicBackbone
+from dinov2.utils.schema import SSLConfig
 from eval.encoders import encoder_key, make_encoder
 from eval.errors import EvalError
-
-weights = pytest.importorskip("dinov2.models.weights")
-from dinov2.models.factory import spec_from_student  # noqa: E402
-from dinov2.models.isotropic import IsotropicBackbone  # noqa: E402
-from dinov2.utils.schema import SSLConfig  # noqa: E402
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 

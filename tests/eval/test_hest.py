@@ -34,8 +34,6 @@ def test_whole_program(bench, tmp_path, capsys):
 
 
 def test_our_backbone_end_to_end(bench, tmp_path, capsys):
-    if importlib.util.find_spec("dinov2.models") is None:
-        pytest.skip("dinov2.models is not there")
     more = ("--encoder", "random:vit12_tiny", "--pooling", "cls")
     assert main(arguments(bench, tmp_path / "out", *more)) == 0
     assert "random:vit12_tiny" in capsys.readouterr().out
@@ -76,7 +74,6 @@ def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, messa
 
 
 def test_a_missing_checkpoint(bench, tmp_path, capsys):
-    pytest.importorskip("dinov2.models.weights")
     assert main(arguments(bench, tmp_path / "out", "--checkpoint", str(tmp_path / "absent.safetensors"))) == 2
     assert "absent.safetensors" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 
 from eval.errors import EvalError
 from eval.hest_data import load_task, read_barcodes, read_counts
@@ -32,11 +33,10 @@ def test_aligns_expression_to_patches_by_barcode(bench):
 
 def test_sparse_counts_and_plural_key_read_the_same(bench):
     dense = load_task(bench, "TOY")
-    scipy_sparse = pytest.importorskip("scipy.sparse")
     path = bench / "TOY" / "adata" / "A.h5ad"
 
     def sparse(adata):
-        adata.X = scipy_sparse.csr_matrix(adata.X)
+        adata.X = scipy.sparse.csr_matrix(adata.X)
         return adata
 
     rewrite_h5ad(path, sparse)

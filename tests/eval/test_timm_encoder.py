@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+import timm
 import torch
 
 from eval.encoders import make_encoder
 from eval.errors import EvalError
 from eval.timm_encoder import split_tokens
 
-timm = pytest.importorskip("timm")
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
 VIT = "vit_tiny_patch16_224"
 
