@@ -1,32 +1,119 @@
-"""Choosing a backend for an operator: once a process, said in the log, and listed for the run report."""
+"""Choosing a backend for an operator by device, dtype and size; what was chosen is logged and kept for run.json."""
 
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from dinov2.utils.errors import UserError
+from dinov2.utils.suggest import did_you_mean
 
 logger = logging.getLogger("dinov2")
 
-_chosen: dict[str, str] = {}
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator: `refusal(device type, dtype, states)` says why it cannot run, or is None.
+
+    `dtype` is that of the inputs, `states` the size of the state (N).
+    """
+
+    name: str
+    refusal: Callable[[str, torch.dtype, int], str | None]
 
 
-def choose_backend(operator: str, requested: str, available: tuple[str, ...], default: str) -> str:
-    """Return the backend of `operator` to use.
+class BackendError(UserError):
+    """A backend that does not exist, or that cannot run where it was asked to."""
 
-    `requested` is `auto` or a name; `DINOV2_<OPERATOR>_BACKEND` in the environment replaces `auto`.
+
+_operators: dict[str, tuple[Backend, ...]] = {}
+_forced: dict[str, str] = {}
+_chosen: dict[str, dict[str, str]] = {}
+
+
+def register_backends(operator: str, backends: tuple[Backend, ...]) -> None:
+    """Declare the backends of `operator` in the order in which `auto` tries them."""
+    _operators[operator] = backends
+
+
+def usable_backends(
+    operator: str, device: str = "cpu", dtype: torch.dtype = torch.float32, states: int = 16
+) -> list[str]:
+    """Return the backends of `operator` that can run such inputs, the one that `auto` takes first."""
+    return [backend.name for backend in _operators[operator] if backend.refusal(device, dtype, states) is None]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # while a graph is traced: decided once
+def choose_backend(operator: str, requested: str, device: str, dtype: torch.dtype, states: int) -> str:
+    """Return the name of the backend of `operator` to run with inputs of this device type, dtype and size of state.
+
+    `requested` is `auto` or a name. What is forced (`force_backends`, in training the YAML section `kernels`) replaces
+    `auto`, and so does `DINOV2_<OPERATOR>_BACKEND` in the environment where nothing is forced.
 
     Raises:
-        ValueError: the name is none of `available`.
+        BackendError: the name is unknown, or that backend cannot run there (the reason).
     """
+    source = "asked for by the caller"
     if requested == "auto":
-        requested = os.environ.get(f"DINOV2_{operator.upper()}_BACKEND", "auto")
-    backend = default if requested == "auto" else requested
-    if backend not in available:
-        raise ValueError(f"{operator}: unknown backend {backend!r}; choose one of {', '.join(('auto', *available))}")
-    if _chosen.get(operator) != backend:
-        _chosen[operator] = backend
-        logger.info("%s: backend %s (%s)", operator, backend, "default" if requested == "auto" else "requested")
-    return backend
+        variable = f"DINOV2_{operator.upper()}_BACKEND"
+        requested, source = _forced.get(operator, "auto"), "forced by the configuration"
+        if requested == "auto":
+            requested, source = os.environ.get(variable, "auto"), f"forced by {variable}"
+    refusals: list[str] = []
+    for backend in _operators[operator]:
+        if requested not in ("auto", backend.name):
+            continue
+        refusal = backend.refusal(device, dtype, states)
+        if refusal is None:
+            _report(operator, backend.name, source if requested != "auto" else "; ".join([f"on {device}", *refusals]))
+            return backend.name
+        refusals.append(f"not {backend.name}: {refusal}")
+    known = ["auto", *(backend.name for backend in _operators[operator])]
+    if requested not in known:
+        raise BackendError(f"{operator}: unknown backend {requested!r} ({source}){did_you_mean(requested, known)}")
+    raise BackendError(
+        f"{operator}: backend {requested!r} ({source}) cannot run: {'; '.join(refusals)}; "
+        f"choose auto or one of {', '.join(usable_backends(operator, device, dtype, states))}"
+    )
 
 
-def chosen_backends() -> dict[str, str]:
-    """Return the backend that each operator used last, by the operator's name."""
-    return dict(_chosen)
+def force_backends(choices: Mapping[str, str]) -> None:
+    """Use these backends (operator -> name or `auto`) from now on wherever a caller leaves the choice open.
+
+    Raises:
+        BackendError: an operator or a backend is unknown.
+    """
+    for operator, name in choices.items():
+        if operator not in _operators:
+            raise BackendError(f"no operator {operator!r}{did_you_mean(operator, list(_operators), listed=8)}")
+        known = ["auto", *(backend.name for backend in _operators[operator])]
+        if name not in known:
+            raise BackendError(f"{operator}: unknown backend {name!r}{did_you_mean(name, known, listed=8)}")
+    _forced.update(choices)
+
+
+@contextmanager
+def forced(**choices: str) -> Iterator[None]:
+    """Use these backends inside a `with` block: `with forced(selective_scan="reference"): ...`."""
+    before = dict(_forced)
+    force_backends(choices)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def chosen_backends() -> dict[str, dict[str, str]]:
+    """Return what each operator used last in this process: {operator: {"backend": name, "why": reason}}."""
+    return {operator: dict(choice) for operator, choice in _chosen.items()}
+
+
+def _report(operator: str, backend: str, why: str) -> None:
+    before = _chosen.get(operator, {})
+    if before.get("backend") != backend:
+        _chosen[operator] = {"backend": backend, "why": why}
+        logger.info("%s: backend %s (%s)", operator, backend, why)

@@ -1,43 +1,107 @@
-"""The choice of a backend: by argument, by environment, by default."""
+"""The choice of a backend: by argument, by configuration, by environment, by device, dtype and size."""
 
 import pytest
 import torch
 
-from dinov2.ops import selective_scan, ssd
-from dinov2.ops.dispatch import choose_backend, chosen_backends
-
-AVAILABLE = ("reference", "cpu")
-
-
-def test_auto_takes_the_default_and_a_name_is_obeyed():
-    assert choose_backend("op_a", "auto", AVAILABLE, default="cpu") == "cpu"
-    assert choose_backend("op_a", "reference", AVAILABLE, default="cpu") == "reference"
-
-
-def test_the_environment_replaces_auto_only(monkeypatch):
-    monkeypatch.setenv("DINOV2_OP_B_BACKEND", "reference")
-    assert choose_backend("op_b", "auto", AVAILABLE, default="cpu") == "reference"
-    assert choose_backend("op_b", "cpu", AVAILABLE, default="cpu") == "cpu"
+from dinov2.ops import dispatch, selective_scan
+from dinov2.ops.dispatch import (
+    Backend,
+    BackendError,
+    choose_backend,
+    chosen_backends,
+    force_backends,
+    forced,
+    register_backends,
+    usable_backends,
+)
 
 
-def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match=r"op_c: unknown backend 'cuda'; choose one of auto, reference, cpu"):
-        choose_backend("op_c", "cuda", AVAILABLE, default="cpu")
+@pytest.fixture
+def operator(monkeypatch):
+    """An operator whose quick backend takes at most 4 states in float32."""
+    monkeypatch.setattr(dispatch, "_operators", dict(dispatch._operators))
+    monkeypatch.setattr(dispatch, "_chosen", {})
+    register_backends(
+        "op",
+        (
+            Backend("fast", lambda device, dtype, states: "it needs a TPU" if device != "tpu" else None),
+            Backend("quick", lambda device, dtype, states: f"{states} states are too many" if states > 4 else None),
+            Backend("slow", lambda device, dtype, states: None),
+        ),
+    )
+    return "op"
 
 
-def test_the_choice_is_reported_once_in_the_log_and_kept(caplog):
+def choose(operator, requested="auto", states=1):
+    return choose_backend(operator, requested, "cpu", torch.float32, states)
+
+
+def test_auto_takes_the_first_that_can_run_and_a_name_is_obeyed(operator):
+    assert choose(operator) == "quick"
+    assert choose(operator, states=5) == "slow"
+    assert choose(operator, "slow") == "slow"
+    assert usable_backends(operator) == ["slow"]
+    assert usable_backends(operator, states=4) == ["quick", "slow"]
+
+
+def test_the_configuration_goes_before_the_environment_and_a_caller_before_both(operator, monkeypatch):
+    monkeypatch.setenv("DINOV2_OP_BACKEND", "slow")
+    assert choose(operator) == "slow"
+    with forced(op="quick"):
+        assert choose(operator) == "quick"
+        assert choose(operator, "slow") == "slow"
+        with forced(op="slow"):
+            assert choose(operator) == "slow"
+        assert choose(operator) == "quick"
+    assert choose(operator) == "slow"
+
+
+def test_what_cannot_run_says_why_and_what_can(operator):
+    with pytest.raises(
+        BackendError, match=r"'quick' \(asked for .*cannot run: .*9 states are too many; .* one of slow"
+    ):
+        choose(operator, "quick", states=9)
+
+
+def test_an_unknown_name_offers_the_nearest(operator, monkeypatch):
+    with pytest.raises(BackendError, match=r"op: unknown backend 'quik'.*did you mean 'quick'"):
+        choose(operator, "quik")
+    with pytest.raises(BackendError, match=r"op: unknown backend 'quik'; did you mean 'quick'"):
+        force_backends({"op": "quik"})
+    with pytest.raises(BackendError, match=r"no operator 'selective_scam'; did you mean 'selective_scan'"):
+        force_backends({"selective_scam": "auto"})
+    monkeypatch.setenv("DINOV2_OP_BACKEND", "warp")
+    with pytest.raises(BackendError, match=r"'warp' \(forced by DINOV2_OP_BACKEND\).*known: auto, fast, quick, slow"):
+        choose(operator)
+
+
+def test_a_refused_choice_leaves_the_others(operator):
+    with pytest.raises(BackendError):
+        force_backends({"op": "slow", "nothing": "slow"})
+    assert choose(operator) == "quick"
+
+
+def test_the_choice_is_reported_once_in_the_log_and_kept(operator, caplog):
     with caplog.at_level("INFO", logger="dinov2"):
         for _ in range(3):
-            choose_backend("op_d", "auto", AVAILABLE, default="cpu")
-    assert [record.getMessage() for record in caplog.records] == ["op_d: backend cpu (default)"]
-    assert chosen_backends()["op_d"] == "cpu"
+            choose(operator)
+    assert [r.getMessage() for r in caplog.records] == ["op: backend quick (on cpu; not fast: it needs a TPU)"]
+    assert chosen_backends() == {"op": {"backend": "quick", "why": "on cpu; not fast: it needs a TPU"}}
 
 
 def test_operators_obey_the_environment(monkeypatch):
-    monkeypatch.setenv("DINOV2_SELECTIVE_SCAN_BACKEND", "warp")
-    monkeypatch.setenv("DINOV2_SSD_BACKEND", "reference")
     x = torch.ones(1, 2, 3)
+    arguments = (x, x, -torch.ones(2, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+    monkeypatch.setenv("DINOV2_SELECTIVE_SCAN_BACKEND", "reference")
+    selective_scan(*arguments)
+    assert chosen_backends()["selective_scan"]["backend"] == "reference"
+    monkeypatch.setenv("DINOV2_SELECTIVE_SCAN_BACKEND", "warp")
     with pytest.raises(ValueError, match="selective_scan: unknown backend 'warp'"):
-        selective_scan(x, x, -torch.ones(2, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3))
-    ssd(torch.ones(1, 3, 2, 1), torch.ones(1, 3, 2), -torch.ones(2), torch.ones(1, 3, 1, 1), torch.ones(1, 3, 1, 1))
-    assert chosen_backends()["ssd"] == "reference"
+        selective_scan(*arguments)
+
+
+def test_cuda_backends_are_refused_on_a_cpu():
+    x = torch.ones(1, 2, 3)
+    for name in ("triton", "vendor"):
+        with pytest.raises(BackendError, match=f"{name}: it needs a CUDA device"):
+            selective_scan(x, x, -torch.ones(2, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3), backend=name)

@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinov2.ops.dispatch import choose_backend
+from dinov2.ops.selective_scan import backends as _backends  # noqa: F401  (registers them)
 from dinov2.ops.selective_scan.checks import check_inputs
 from dinov2.ops.selective_scan.cpu import scan_time_major
+from dinov2.ops.selective_scan.doubling import scan_doubling
+from dinov2.ops.selective_scan.native import scan_native
 from dinov2.ops.selective_scan.reference import scan_reference
 
 __all__ = ["selective_scan"]
 
-BACKENDS = ("reference", "cpu")
+PLAIN = {"reference": scan_reference, "cpu": scan_time_major, "doubling": scan_doubling}
 
 
 def selective_scan(
@@ -41,25 +44,35 @@ def selective_scan(
         z: gate (B, D, L); the output is multiplied by silu(z).
         delta_bias: added to delta (D,).
         delta_softplus: apply softplus to delta (after the bias).
-        backend: `auto`, `cpu` (chunked, plain PyTorch, runs on any device) or `reference` (a plain loop).
+        backend: `auto`, or one of `triton` and `vendor` (mamba-ssm) on CUDA, `native` (C, compiled at first use) on a
+            CPU, and in plain PyTorch anywhere `cpu` (chunked), `doubling` (for exported graphs), `reference` (a loop).
 
-    The recurrence runs in float32, or in float64 when `u` is float64.
+    The recurrence runs in float32, or in float64 when `u` is float64 (in plain PyTorch then).
 
     Raises:
-        ValueError: a shape, dtype or device breaks the rules above (named), or the backend is unknown.
+        ValueError: a shape, dtype or device breaks the rules above (named), or the backend is unknown or cannot run.
     """
     check_inputs(u, delta, A, B, C, D, z, delta_bias)
-    name = choose_backend("selective_scan", backend, BACKENDS, default="cpu")
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    name = choose_backend("selective_scan", backend, u.device.type, u.dtype, A.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        step = delta.to(dtype)
-        if delta_bias is not None:
-            step = step + delta_bias.to(dtype)[:, None]
-        if delta_softplus:
-            step = F.softplus(step)
-        scan = scan_reference if name == "reference" else scan_time_major
-        skip = None if D is None else D.to(dtype)
-        y = scan(u.to(dtype), step, A.to(dtype), B.to(dtype), C.to(dtype), skip)
+        if name == "triton":
+            from dinov2.ops.selective_scan.triton_scan import scan_triton
+
+            return scan_triton(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        if name == "vendor":
+            from dinov2.ops.selective_scan.vendor import scan_vendor
+
+            return scan_vendor(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        inputs, step, decay, keys, queries = (tensor.to(dtype) for tensor in (u, delta, A, B, C))
+        skip, bias = (None if tensor is None else tensor.to(dtype) for tensor in (D, delta_bias))
+        if name == "native":
+            y = scan_native(inputs, step, decay, keys, queries, skip, bias, delta_softplus)
+        else:
+            if bias is not None:
+                step = step + bias[:, None]
+            y = PLAIN[name](inputs, F.softplus(step) if delta_softplus else step, decay, keys, queries, skip)
         if z is not None:
             y = y * F.silu(z.to(dtype))
     return y.to(u.dtype)

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from dinov2.ops.dispatch import choose_backend
+from dinov2.ops.ssd import backends as _backends  # noqa: F401  (registers them)
 from dinov2.ops.ssd.cpu import ssd_chunked
 from dinov2.ops.ssd.reference import ssd_reference
 
 __all__ = ["ssd"]
-
-BACKENDS = ("reference", "cpu")
 
 
 def ssd(
@@ -46,7 +45,7 @@ def ssd(
     _check(x, dt, A, B, C, D)
     if chunk_size < 1:
         raise ValueError(f"ssd: chunk_size is {chunk_size}; it must be positive")
-    name = choose_backend("ssd", backend, BACKENDS, default="cpu")
+    name = choose_backend("ssd", backend, x.device.type, x.dtype, B.shape[-1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         inputs, step, decay, keys, queries = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
