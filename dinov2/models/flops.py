@@ -1,7 +1,7 @@
 """Operations of a backbone's forward pass, by fvcore, with the operators it does not know.
 
 fvcore's convention holds: a fused multiply-add counts once, as in most papers' tables. Element-wise work, normalisation
-and moving data count as nothing; attention, Fourier transforms and scans do count.
+and moving data count as nothing; attention, Fourier transforms and scans do count, whichever backend would run here.
 """
 
 import logging
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from dinov2.ops.dispatch import forced
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its import compiles scripts in a way that newer releases of torch call outdated
@@ -43,7 +45,7 @@ def count_flops(model: nn.Module, *inputs: torch.Tensor) -> int:
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     was_training = model.training
     model.eval()
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), forced(selective_scan="cpu", ssd="cpu", einfft="reference"):
         warnings.simplefilter("ignore")  # tracing warns of every shape check
         analysis = FlopCountAnalysis(model, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
