@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["dinov2", "dinov2.*", "eval", "eval.*"]),
-    package_data={"dinov2.ops": ["*/*.c"]},
+    package_data={"dinov2.ops": ["*.h", "*/*.c"]},
     install_requires=[
         "torch>=2.7",
         "torchvision>=0.22",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.layers.scan import inverse_softplus_of_log_uniform
-from dinov2.ops import ssd
+from dinov2.ops import conv_silu, ssd
 
 
 class HydraScan(nn.Module):
@@ -38,7 +38,7 @@ class Hydra(nn.Module):
         self.heads, self.headdim, self.d_state, self.inner = inner // headdim, headdim, d_state, inner
         mixed = inner + 4 * d_state  # x, then B and C of both directions
         self.in_proj = nn.Linear(dim, inner + mixed + 2 * self.heads, bias=False)
-        self.conv1d = nn.Conv1d(mixed, mixed, d_conv, groups=mixed, padding=d_conv // 2, bias=True)
+        self.conv1d = nn.Conv1d(mixed, mixed, d_conv, groups=mixed, bias=True)
         self.scan = HydraScan(self.heads)
         self.fc_D = nn.Linear(inner, self.heads, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
@@ -47,7 +47,7 @@ class Hydra(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """Mix tokens (B, L, D) -> (B, L, D)."""
         z, mixed, dt = self.in_proj(u).split([self.inner, self.conv1d.in_channels, 2 * self.heads], dim=-1)
-        mixed = F.silu(self.conv1d(mixed.transpose(1, 2))).transpose(1, 2)
+        mixed = conv_silu(mixed, self.conv1d.weight, self.conv1d.bias, before=self.conv1d.kernel_size[0] // 2)
         x, ahead, back = mixed.split([self.inner, 2 * self.d_state, 2 * self.d_state], dim=-1)
         dt_ahead, dt_back = dt.chunk(2, dim=-1)
         heads = x.unflatten(-1, (self.heads, self.headdim))  # (B, L, H, P)

@@ -7,10 +7,10 @@ scan; the concatenation is projected back. The convolution sees one token back a
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.layers.scan import DtInit, SelectiveScan
+from dinov2.ops import conv_silu
 
 
 class MambaVisionMixer(nn.Module):
@@ -40,7 +40,5 @@ class MambaVisionMixer(nn.Module):
 
 
 def _same_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """Depthwise convolution over the tokens of (B, L, D) that keeps L, then SiLU; an even kernel sees further ahead."""
-    width = conv.kernel_size[0]
-    padded = F.pad(x.transpose(1, 2), ((width - 1) // 2, width // 2))
-    return F.silu(conv(padded)).transpose(1, 2)
+    """Convolve (B, L, D) so that L stays, then SiLU; an even width sees one token further ahead than back."""
+    return conv_silu(x, conv.weight, conv.bias, before=(conv.kernel_size[0] - 1) // 2)

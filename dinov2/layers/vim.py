@@ -2,10 +2,10 @@
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.layers.scan import DtInit, SelectiveScan
+from dinov2.ops import conv_silu
 
 
 class MambaDirection(nn.Module):
@@ -23,8 +23,7 @@ class MambaDirection(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Scan x (B, L, E) from first to last token and gate it by silu(z)."""
-        padded = F.pad(x.transpose(1, 2), (self.conv1d.kernel_size[0] - 1, 0))
-        x = F.silu(self.conv1d(padded)).transpose(1, 2)  # (B, L, E)
+        x = conv_silu(x, self.conv1d.weight, self.conv1d.bias, before=self.conv1d.kernel_size[0] - 1)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return self.scan(x, self.dt_proj(dt), B, C, z)
 

@@ -32,6 +32,10 @@ FREE = frozenset(
 )
 
 
+# Backends made of operators that can be counted, and that state the work and not how it is done.
+COUNTED = {"selective_scan": "cpu", "ssd": "cpu", "einfft": "reference", "conv_silu": "plain"}
+
+
 class UncountedOperatorError(RuntimeError):
     """The model runs an operator that nobody has said how to count."""
 
@@ -45,7 +49,7 @@ def count_flops(model: nn.Module, *inputs: torch.Tensor) -> int:
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     was_training = model.training
     model.eval()
-    with warnings.catch_warnings(), torch.no_grad(), forced(selective_scan="cpu", ssd="cpu", einfft="reference"):
+    with warnings.catch_warnings(), torch.no_grad(), forced(**COUNTED):
         warnings.simplefilter("ignore")  # tracing warns of every shape check
         analysis = FlopCountAnalysis(model, inputs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

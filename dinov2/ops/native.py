@@ -18,8 +18,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 logger = logging.getLogger("dinov2")
 
+HEADER = Path(__file__).with_name("vector.h")
 FLAG_SETS = (("-O3", "-march=native", "-fopenmp"), ("-O3", "-march=native"), ("-O3",))
 TIMEOUT_SECONDS = 120
 
@@ -46,13 +49,26 @@ def load(source: Path) -> ctypes.CDLL:
         NativeError: there is no compiler, it fails, or the cache folder cannot be written.
     """
     compiler = _compiler()
-    failures = []
+    failures: dict[str, None] = {}  # what went wrong, each once, in order
     for flags in FLAG_SETS:
         try:
             return _load(source, compiler, flags)
         except (NativeError, OSError) as error:
-            failures.append(f"{' '.join(flags)}: {error}")
+            failures[str(error)] = None
     raise NativeError(f"{shlex.join(compiler)} cannot build {source.name}: {'; '.join(failures)}")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Return where a kernel finds the values of a contiguous tensor, or a null pointer for None.
+
+    Raises:
+        NativeError: the tensor is not contiguous in memory.
+    """
+    if tensor is None:
+        return None
+    if not tensor.is_contiguous():
+        raise NativeError(f"a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} is not contiguous")
+    return tensor.data_ptr()
 
 
 def cache_folder() -> Path:
@@ -75,7 +91,8 @@ def _compiler() -> list[str]:
 
 
 def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
-    key = hashlib.sha256("\0".join([source.read_text(), *compiler, *flags, _processor()]).encode()).hexdigest()[:16]
+    parts = [source.read_text(), HEADER.read_text(), *compiler, *flags, _processor()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
     if not target.exists():
         _compile(source, compiler, flags, target)
@@ -87,7 +104,7 @@ def _compile(source: Path, compiler: list[str], flags: tuple[str, ...], target: 
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built, made = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
-        _run([*compiler, *flags, "-fPIC", "-c", str(source), "-o", str(built)])
+        _run([*compiler, *flags, "-fPIC", f"-I{HEADER.parent}", "-c", str(source), "-o", str(built)])
         _run([*compiler, "-shared", str(built), "-o", str(made)])  # without -fopenmp: see the module's docstring
         os.replace(made, target)
     logger.info("compiled %s (%s)", target, " ".join(flags))

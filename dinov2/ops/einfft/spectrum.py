@@ -107,7 +107,7 @@ def _(full: Tensor, matrix: Tensor, threshold: float) -> Tensor:
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return ctypes.c_void_p(compiled.address(tensor))
 
 
 def _int(value: int) -> ctypes.c_int64:

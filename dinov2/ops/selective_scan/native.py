@@ -42,8 +42,8 @@ def scan_native(
         A.t().contiguous(),  # (N, D)
         B.transpose(1, 2).contiguous(),  # (B, L, N)
         C.transpose(1, 2).contiguous(),
-        D,
-        delta_bias,
+        None if D is None else D.contiguous(),
+        None if delta_bias is None else delta_bias.contiguous(),
         delta_softplus,
         torch.is_grad_enabled(),
     )
@@ -54,11 +54,7 @@ def _problem(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> _Problem:
     batch, length, channels = u.shape
-    return _Problem(batch, length, channels, A.shape[0], softplus, *map(_pointer, (u, delta, A, B, C, D, bias)))
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return _Problem(batch, length, channels, A.shape[0], softplus, *map(native.address, (u, delta, A, B, C, D, bias)))
 
 
 @torch.library.custom_op("dinov2::selective_scan_native", mutates_args=())
@@ -78,8 +74,8 @@ def _forward(
     problem = _problem(u, delta, A, B, C, D, bias, softplus)
     native.load(SOURCE).scan_forward(
         ctypes.byref(problem),
-        ctypes.c_void_p(y.data_ptr()),
-        ctypes.c_void_p(kept.data_ptr() if keep else None),
+        ctypes.c_void_p(native.address(y)),
+        ctypes.c_void_p(native.address(kept) if keep else None),
         torch.get_num_threads(),
     )
     return y, kept
@@ -127,12 +123,12 @@ def _backward(
     grad_B, grad_C = u.new_zeros(groups, *B.shape), u.new_zeros(groups, *C.shape)
     grad_D, grad_bias = u.new_empty(batch, channels), u.new_empty(batch, channels)
     problem = _problem(u, delta, A, B, C, D, bias, softplus)
-    gradients = _Gradients(*map(_pointer, (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)))
+    gradients = _Gradients(*map(native.address, (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias)))
     native.load(SOURCE).scan_backward(
         ctypes.byref(problem),
         ctypes.byref(gradients),
-        ctypes.c_void_p(grad.data_ptr()),
-        ctypes.c_void_p(kept.data_ptr()),
+        ctypes.c_void_p(native.address(grad)),
+        ctypes.c_void_p(native.address(kept)),
         ctypes.c_int64(groups),
         threads,
     )

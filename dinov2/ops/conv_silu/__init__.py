@@ -1,0 +1,54 @@
+"""The short depthwise convolution along the tokens, with SiLU, that precedes every scan (arXiv 2312.00752).
+
+Output t sees the inputs t - before to t - before + W - 1; those outside the sequence are 0.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dinov2.ops.conv_silu import backends as _backends  # noqa: F401  (registers them)
+from dinov2.ops.conv_silu.native import conv_silu_native
+from dinov2.ops.conv_silu.vendor import conv_silu_vendor
+from dinov2.ops.dispatch import choose_backend
+
+__all__ = ["conv_silu"]
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, before: int, backend: str = "auto") -> Tensor:
+    """Return silu(conv(x)) (B, L, D) in the dtype of `x`, or of the running autocast.
+
+    Args:
+        x: tokens (B, L, D).
+        weight: one filter a channel (D, 1, W), as of `nn.Conv1d(D, D, W, groups=D)`.
+        bias: (D,) or None.
+        before: inputs before its own that an output sees, 0 to W - 1; W - 1 is a causal convolution.
+        backend: `auto`, `vendor` (causal-conv1d) on CUDA, `native` (C, compiled at first use) on a CPU, or `plain`.
+
+    Raises:
+        ValueError: a shape breaks the rules above (named), or the backend is unknown or cannot run.
+    """
+    width = weight.shape[-1]
+    _check(x, weight, bias, before)
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    name = choose_backend("conv_silu", backend, device, dtype, width)
+    if name == "native":
+        y = conv_silu_native(x.float(), weight.float().squeeze(1), None if bias is None else bias.float(), before)
+        return y.to(dtype)
+    if name == "vendor":
+        return conv_silu_vendor(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), before)
+    padded = F.pad(x.transpose(1, 2), (before, width - 1 - before))
+    return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0])).transpose(1, 2)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, before: int) -> None:
+    channels = x.shape[-1]
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f"conv_silu: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, channels)")
+    if weight.ndim != 3 or weight.shape[:2] != (channels, 1) or weight.shape[2] == 0:
+        raise ValueError(f"conv_silu: weight has shape {tuple(weight.shape)}; this x needs ({channels}, 1, width)")
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f"conv_silu: bias has shape {tuple(bias.shape)}; this x needs ({channels},)")
+    if not 0 <= before < weight.shape[2]:
+        raise ValueError(f"conv_silu: before is {before}; a filter of width {weight.shape[2]} needs 0 to its width - 1")
