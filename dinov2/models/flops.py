@@ -23,11 +23,11 @@ with warnings.catch_warnings():
 FREE = frozenset(
     f"aten::{name}"
     for name in """
-    abs add add_ alias cat chunk clone complex contiguous copy_ cos cumsum detach div div_ empty_like eq exp expand
-    expand_as flatten flip gelu imag index layer_norm masked_fill mean mul mul_ neg new_zeros ones ones_like pad permute
-    pow real relu repeat_interleave reshape rms_norm rsqrt select sigmoid silu slice softplus softshrink split
-    split_with_sizes squeeze stack sub sum t to transpose tril unbind unflatten unsqueeze upsample_bicubic2d
-    _upsample_bicubic2d_aa view zeros zeros_like bitwise_not numpy_T rsub movedim
+    _upsample_bicubic2d_aa abs add add_ addcmul_ alias bitwise_not cat chunk clone complex contiguous copy_ cos cumsum
+    detach div div_ empty_like eq exp exp_ expand expand_as flatten flip gelu imag index layer_norm masked_fill
+    masked_fill_ mean movedim mul mul_ neg new_zeros numpy_T ones ones_like pad permute pow real relu
+    repeat_interleave reshape rms_norm rsqrt rsub select sigmoid silu slice softplus softshrink split split_with_sizes
+    squeeze stack sub sum t to transpose tril triu unbind unflatten unsqueeze upsample_bicubic2d view zeros zeros_like
     """.split()  # noqa: SIM905
 )
 

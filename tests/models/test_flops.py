@@ -1,13 +1,15 @@
 """Counted operations against closed forms; a multiply-add counts once."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from dinov2.models import build_backbone
-from dinov2.models.__main__ import main
+from dinov2.models.__main__ import cpu_model, main, tokens_per_second
 from dinov2.models.flops import UncountedOperatorError, count_flops, count_parameters
 
 D, IMG, PATCH = 64, 64, 16
@@ -50,12 +52,11 @@ def test_closed_forms(block, expected):
 
 
 def test_hydra():
-    """One chunk of the state-space dual form for each direction: products of (L, N), (L, P) and (L, L) matrices."""
+    """One chunk of the state-space dual form for each direction: scores that the heads share, then mixing by head."""
     inner, states, width, heads = 2 * D, 64, 64, 2
     mixed = inner + 4 * states
     layers = L * (D * (inner + mixed + 2 * heads) + 7 * mixed + inner * heads + inner * D)
-    per_head = L * L * states + L * L * width + 2 * L * states * width  # scores, mixing, made state, entering state
-    expected = EMBED + layers + 2 * heads * per_head + MLP
+    expected = EMBED + layers + 2 * (L * L * states + heads * L * L * width) + MLP
     assert count("mvhybrid", ["1 x hydra + mlp"]) == pytest.approx(expected, abs=4)
 
 
@@ -87,7 +88,7 @@ def test_frozen_parameters_are_not_counted():
 
 
 def test_the_table(capsys):
-    assert main(["vit12_tiny", "mvhybrid_tiny", "--sizes", "64"]) == 0
+    assert main(["vit12_tiny", "mvhybrid_tiny", "--sizes", "64", "--no-speed"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["backbone", "parameters", "GFLOPs", "64", "blocks"]
     assert [row.split()[0] for row in rows] == ["vit12_tiny", "mvhybrid_tiny"]
@@ -96,6 +97,25 @@ def test_the_table(capsys):
     assert f"{expected / 1e9:.2f}" in rows[0].split()
     assert "12 x mamba_vision + einfft, 12 x attention + mlp" in rows[1]
     assert f"{count_parameters(build_backbone('mvhybrid_tiny')) / 1e6:.1f}" in rows[1].split()
+
+
+def test_the_table_gives_tokens_per_second_and_says_where(capsys, monkeypatch):
+    """A clock that advances an eighth of a second at every reading makes every forward pass take as long."""
+    ticks = itertools.count()
+    monkeypatch.setattr("dinov2.models.__main__.time", SimpleNamespace(perf_counter=lambda: next(ticks) / 8))
+    assert main(["vit12_tiny", "--sizes", "64"]) == 0
+    header, row, where = capsys.readouterr().out.splitlines()
+    assert header.split()[-2:] == ["tokens/s", "blocks"]
+    assert row.split("  12 x attention")[0].split()[-1] == f"{4 * (1 + 14 * 14) * 8:,.0f}"
+    assert f"on {cpu_model()}, 1 threads, torch {torch.__version__}" in where
+    assert next(ticks) == 2 * 4  # half a second of repetitions
+
+
+def test_registers_count_as_tokens(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("dinov2.models.__main__.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    model = build_backbone("vit12", embed_dim=D, num_heads=2, depth=1, num_register_tokens=4)
+    assert tokens_per_second(model) == 4 * (1 + 4 + 14 * 14)
 
 
 def test_the_table_names_an_unknown_backbone(capsys):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov2.ops.checks import check_tensors
 from dinov2.ops.conv_silu import backends as _backends  # noqa: F401  (registers them)
 from dinov2.ops.conv_silu.native import conv_silu_native
 from dinov2.ops.conv_silu.vendor import conv_silu_vendor
@@ -43,12 +44,11 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, before: int, backe
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, before: int) -> None:
-    channels = x.shape[-1]
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"conv_silu: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, channels)")
-    if weight.ndim != 3 or weight.shape[:2] != (channels, 1) or weight.shape[2] == 0:
-        raise ValueError(f"conv_silu: weight has shape {tuple(weight.shape)}; this x needs ({channels}, 1, width)")
-    if bias is not None and tuple(bias.shape) != (channels,):
-        raise ValueError(f"conv_silu: bias has shape {tuple(bias.shape)}; this x needs ({channels},)")
-    if not 0 <= before < weight.shape[2]:
-        raise ValueError(f"conv_silu: before is {before}; a filter of width {weight.shape[2]} needs 0 to its width - 1")
+    channels, width = x.shape[-1], weight.shape[-1]
+    if width == 0:
+        raise ValueError(f"conv_silu: weight has shape {tuple(weight.shape)}; expected a positive width")
+    check_tensors("conv_silu", ("x", x), [("weight", weight, (channels, 1, width)), ("bias", bias, (channels,))])
+    if not 0 <= before < width:
+        raise ValueError(f"conv_silu: before is {before}; a filter of width {width} needs 0 to {width - 1}")

@@ -8,6 +8,7 @@ where W are complex and block-diagonal, and relu and softshrink act on real and 
 import torch
 from torch import Tensor
 
+from dinov2.ops.checks import Rule, check_tensors
 from dinov2.ops.dispatch import choose_backend
 from dinov2.ops.einfft import backends as _backends  # noqa: F401  (registers them)
 from dinov2.ops.einfft.backends import NATIVE
@@ -56,17 +57,13 @@ def einfft(
 
 
 def _check(x: Tensor, parameters: dict[str, Tensor]) -> None:
-    if x.ndim != 3 or 0 in x.shape or x.shape[-1] % BLOCKS or not x.is_floating_point():
+    if x.ndim != 3 or 0 in x.shape or x.shape[-1] % BLOCKS:
         raise ValueError(
-            f"einfft: x has shape {tuple(x.shape)} and dtype {x.dtype}; expected a non-empty real "
-            f"(batch, length, multiple of {BLOCKS})"
+            f"einfft: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, multiple of {BLOCKS})"
         )
     size = x.shape[-1] // BLOCKS
-    for name, tensor in parameters.items():
-        shape = (2, BLOCKS, size, size) if name.startswith("weight") else (2, BLOCKS, size)
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise ValueError(
-                f"einfft: {name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; this x needs real {shape}"
-            )
-        if tensor.device != x.device:
-            raise ValueError(f"einfft: {name} is on {tensor.device} but x is on {x.device}")
+    weight, bias = (2, BLOCKS, size, size), (2, BLOCKS, size)
+    rules: list[Rule] = [
+        (name, tensor, weight if name.startswith("weight") else bias) for name, tensor in parameters.items()
+    ]
+    check_tensors("einfft", ("x", x), rules)

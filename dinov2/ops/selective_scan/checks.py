@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from dinov2.ops.checks import Rule, check_tensors
+
 
 def check_inputs(
     u: Tensor,
@@ -22,7 +24,7 @@ def check_inputs(
     states = A.shape[1]
     if 0 in u.shape or states == 0:
         raise ValueError(f"selective_scan: u {tuple(u.shape)} and A {tuple(A.shape)} must not have an empty axis")
-    rules: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+    rules: list[Rule] = [
         ("delta", delta, (batch, channels, length)),
         ("A", A, (channels, states)),
         ("B", B, (batch, states, length)),
@@ -31,12 +33,4 @@ def check_inputs(
         ("z", z, (batch, channels, length)),
         ("delta_bias", delta_bias, (channels,)),
     ]
-    for name, tensor, shape in [("u", u, tuple(u.shape)), *rules]:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; this u and A need {shape}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"selective_scan: {name} has dtype {tensor.dtype}; expected a real floating-point dtype")
-        if tensor.device != u.device:
-            raise ValueError(f"selective_scan: {name} is on {tensor.device} but u is on {u.device}")
+    check_tensors("selective_scan", ("u", u), rules)

@@ -1,0 +1,296 @@
+"""The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
+MODULES = [path.stem for path in sorted(BENCH.glob("*.py"))]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The modules of scripts/bench, which is no package, imported as `python scripts/bench/NAME.py` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    for name in MODULES:  # their names are common words
+        sys.modules.pop(name, None)
+
+
+def quick(module: ModuleType, tmp_path: Path, *options: str) -> dict:
+    """Run a program with tiny shapes and return its JSON."""
+    path = tmp_path / "results" / "out.json"
+    runner = importlib.import_module("common").run
+    assert runner(module.program, ["--quick", "--threads", "1", "--no-memory", "--json", str(path), *options]) == 0
+    assert [p.name for p in path.parent.iterdir()] == ["out.json"]
+    content = json.loads(path.read_text())
+    assert {"machine", "command", "rows", "ratios"} <= set(content)
+    assert content["machine"]["torch"] == torch.__version__
+    assert content["machine"]["threads"] == 1
+    assert content["machine"]["cpu"]
+    return content
+
+
+def test_selective_scan(bench, tmp_path, capsys):
+    content = quick(bench.selective_scan, tmp_path)
+    names = {row["name"] for row in content["rows"]}
+    assert {"ours (cpu)", "ours (reference)", "reference loop", "MambaVisionMixer (whole layer)"} <= names
+    assert {row["mode"] for row in content["rows"]} == {"forward", "forward+backward"}
+    assert all(0 < row["min_ms"] <= row["median_ms"] for row in content["rows"])
+    first = content["rows"][0]["name"]
+    of = {row["name"]: row["min_ms"] for row in content["rows"] if row["mode"] == "forward" and row["length"] == 5}
+    ratio = content["ratios"][f"forward, 2 x 5 tokens: {first} over reference loop"]
+    assert ratio > 0
+    assert "forward+backward: time per token at 5 over that at 9" in content["ratios"]
+    out = capsys.readouterr().out
+    assert content["machine"]["cpu"] in out
+    assert f"{of['reference loop']:.4g}" in out
+
+
+def test_a_missing_peer_is_named_with_its_remedy(bench, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mambapy", None)  # importing it raises ImportError
+    monkeypatch.setitem(sys.modules, "mambapy.pscan", None)
+    content = quick(bench.selective_scan, tmp_path)
+    assert "mambapy" not in {row["name"] for row in content["rows"]}
+    assert any("pip install mambapy" in note for note in content["notes"])
+
+
+def test_an_installed_mambapy_is_discretised_as_its_block_does(bench, monkeypatch):
+    """A stand-in for its `pscan`, which returns all states h_t = a_t h_{t-1} + x_t of (B, L, D, N) tensors."""
+
+    def pscan(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        states = [x[:, 0]]
+        for t in range(1, x.shape[1]):
+            states.append(a[:, t] * states[-1] + x[:, t])
+        return torch.stack(states, dim=1)
+
+    monkeypatch.setitem(sys.modules, "mambapy", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "mambapy.pscan", SimpleNamespace(pscan=pscan))
+    work = bench.selective_scan.make({"batch": 2, "length": 5, "dim": 3, "states": 2}, CPU, torch.float32)
+    contender = bench.operators.Contender("mambapy", bench.scan_peers.mambapy_scan(), True)
+    bench.check.check(contender, bench.scan_peers.exact_scan, work, torch.float32)
+
+
+def test_ssd(bench, tmp_path):
+    content = quick(bench.ssd, tmp_path)
+    assert {"plain loop", "block matrices", "Hydra (whole layer)"} <= {row["name"] for row in content["rows"]}
+    assert any("over block matrices" in name for name in content["ratios"])
+
+
+@pytest.mark.parametrize("length", [64, 150])
+def test_the_peers_of_ssd_agree_beyond_one_chunk(bench, length):
+    shape = {"batch": 1, "length": length, "dim": 8, "states": 3, "headdim": 4}
+    work = bench.ssd.make(shape, CPU, torch.float32)
+    for function in (bench.ssd_peers.literal_loop, bench.ssd_peers.block_matrix):
+        contender = bench.operators.Contender("peer", function, True)
+        bench.check.check(contender, bench.ssd_peers.exact_ssd, work, torch.float32)
+
+
+def test_einfft(bench, tmp_path):
+    content = quick(bench.einfft, tmp_path)
+    assert {"ours (products)", "ours (reference)", "literal fft2"} <= {row["name"] for row in content["rows"]}
+    assert len(content["ratios"]) == 2
+
+
+def test_conv_silu(bench, tmp_path):
+    names = {row["name"] for row in quick(bench.conv_silu, tmp_path)["rows"]}
+    assert {"ours (plain)", "torch conv1d"} <= names
+
+
+def test_backbones(bench, tmp_path):
+    content = quick(bench.backbones, tmp_path, "--names", "vit12_tiny", "mvhybrid_tiny", "--crops", "2x32", "3x16")
+    assert [row["name"] for row in content["rows"]] == ["vit12_tiny", "mvhybrid_tiny"] * 2
+    for row in content["rows"]:
+        assert row["images"] == "2x32 3x16"
+        assert row["images_per_s"] == pytest.approx(5 / (row["min_ms"] / 1e3))
+    forward, both = content["rows"][0], content["rows"][2]
+    length, dim = 5, 192
+    blocks = [12 * (12 * n * dim * dim + 2 * n * n * dim) + (n - 1) * dim * 768 for n in (length, 2)]
+    assert forward["gflop_per_s"] * forward["min_ms"] * 1e6 == pytest.approx(2 * (2 * blocks[0] + 3 * blocks[1]))
+    assert both["gflop_per_s"] * both["min_ms"] == pytest.approx(3 * forward["gflop_per_s"] * forward["min_ms"])
+
+
+def test_timm_is_the_same_network_as_ours(bench):
+    pytest.importorskip("timm")
+    groups = [bench.backbone_calls.Images(1, 32)]
+    theirs = bench.backbone_calls.make_backbone("timm ViT-S/16, 12", groups, CPU)
+    ours = bench.backbone_calls.make_backbone("vit12", groups, CPU)
+    assert bench.backbone_calls.multiply_adds(theirs, groups) == bench.backbone_calls.multiply_adds(ours, groups)
+    cls, patches = theirs(torch.zeros(1, 3, 32, 32))
+    assert [tuple(cls.shape), tuple(patches.shape)] == [(1, 384), (1, 4, 384)]
+
+
+def test_a_wrong_output_is_an_error_and_not_timed(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench.selective_scan, "literal_loop", lambda u, *rest: u)
+    path = tmp_path / "out.json"
+    assert bench.common.run(bench.selective_scan.program, ["--quick", "--threads", "1", "--json", str(path)]) == 1
+    assert "error: reference loop: output is off by" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_wrong_gradient_is_found(bench):
+    work = bench.conv_silu.make({"batch": 2, "length": 4, "dim": 3, "width": 4}, CPU, torch.float32)
+    right = bench.conv_silu.torch_conv
+    wrong = bench.operators.Contender("wrong", lambda x, w, b: right(x, w, b.detach() + 0 * b), True)
+    with pytest.raises(bench.common.WrongResultError, match="wrong: gradient of input 2 is off by 1"):
+        bench.check.check(wrong, right, work, torch.float32)
+
+
+def test_channels_outside_changes_the_layout_alone(bench):
+    work = bench.selective_scan.make({"batch": 2, "length": 5, "dim": 3, "states": 2}, CPU, torch.float32)
+    relaid = work.channels_outside()
+    for before, after in zip((*work.inputs, work.grad), (*relaid.inputs, relaid.grad), strict=True):
+        assert torch.equal(before, after)
+    assert relaid.inputs[0].mT.is_contiguous()
+    assert relaid.grad.mT.is_contiguous()
+
+
+def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench):
+    order: list[str] = []
+
+    def slow() -> None:
+        order.append("slow")
+        time.sleep(0.06)
+
+    timings = bench.timing.interleave({"slow": slow, "quick": lambda: order.append("quick")}, CPU, 3, seconds=0.1)
+    assert len(timings["slow"].samples) == 2
+    assert len(timings["quick"].samples) == 3
+    assert timings["slow"].minimum >= 0.06
+    assert timings["quick"].columns["median_ms"] < 1
+    rounds = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert rounds == ["slow", "quick", "slow", "quick", "slow", "quick"]  # a warm-up of each, then two rounds and one
+
+
+def test_nothing_new_is_begun_after_the_limit(bench, tmp_path):
+    content = quick(bench.conv_silu, tmp_path, "--limit", "-1")
+    assert content["rows"] == []
+    assert "out of time" in content["notes"][0]
+
+
+def test_peak_memory_of_a_known_allocation(bench, tmp_path, monkeypatch):
+    (tmp_path / "allocates.py").write_text(
+        "import torch\n"
+        "def memory_case(case):\n"
+        "    def call():\n"
+        "        kept = torch.ones(case['mib'], 2**18)\n"  # so many MiB
+        "        (kept + 1).sum()\n"
+        "    return lambda: torch.ones(2, 2) + 1, call\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    extra = bench.peak_memory.extra_bytes_cpu("allocates", {"mib": 40}, threads=1)
+    assert extra / 2**20 == pytest.approx(80, abs=4)
+
+
+def test_peak_memory_of_an_operator_and_of_a_failure(bench):
+    warm_up, call = bench.einfft.memory_case(
+        {"batch": 2, "length": 5, "dim": 16, "contender": "ours (products)", "mode": "forward+backward", "bf16": False}
+    )
+    assert len(warm_up()) == len(call()) == 5
+    assert call()[0].shape == (2, 5, 16)
+    with pytest.raises(RuntimeError, match="No module named 'nowhere'"):
+        bench.peak_memory.extra_bytes_cpu("nowhere", {}, threads=1)
+
+
+def test_the_table_is_aligned(bench):
+    rows = [{"name": "a", "value": 1.23456}, {"name": "longer", "value": 12345.6, "extra": None}]
+    assert bench.report.format_table(rows) == [
+        "name    value  extra",
+        "a       1.235      -",
+        "longer  12346      -",
+    ]
+
+
+def test_user_errors_are_one_line(bench, capsys):
+    assert bench.common.run(bench.einfft.program, ["--quick", "--threads", "0"]) == 2
+    assert "error: --threads 0: it must be 1 or more" in capsys.readouterr().err
+    assert bench.common.run(bench.einfft.program, ["--quick", "--batch", "1", "2", "3"]) == 2
+    assert "3 numbers for 1 lengths" in capsys.readouterr().err
+    assert bench.common.run(bench.backbones.program, ["--quick", "--names", "vit13"]) == 2
+    assert "unknown backbone 'vit13'" in capsys.readouterr().err
+    assert bench.common.run(bench.backbones.program, ["--quick", "--crops", "many"]) == 2
+    assert "COUNTxSIZE" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_gpu_programs_say_so(bench, capsys, tmp_path):
+    path = tmp_path / "gpu.json"
+    assert bench.common.run(bench.gpu.program, ["--json", str(path)]) == 2
+    assert capsys.readouterr().err.count("error: PyTorch finds no CUDA device here") == 1
+    assert bench.common.run(bench.ssd.program, ["--quick", "--device", "cuda"]) == 2
+    assert "error: --device cuda: PyTorch finds no CUDA device here" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_gpu_gathers_what_its_parts_write(bench, tmp_path, monkeypatch, capsys):
+    """The GPU programs' options on a CPU: one part that succeeds, and one that runs out of time."""
+    monkeypatch.setattr(bench.gpu.torch.cuda, "is_available", lambda: True)
+    fake = tmp_path / "bench"
+    fake.mkdir()
+    content = {"machine": {"gpu": "some"}, "rows": [{"name": "ours"}], "ratios": {"x over y": 2.0}, "notes": ["a note"]}
+    (fake / "einfft.py").write_text(
+        "import json, sys\n"
+        "assert sys.argv[1:5] == ['--device', 'cuda', '--dtype', 'bf16']\n"
+        f"open(sys.argv[sys.argv.index('--json') + 1], 'w').write(json.dumps({content!r}))\n"
+    )
+    (fake / "ssd.py").write_text("import time\nprint('began', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(bench.gpu, "HERE", fake)
+    monkeypatch.setattr(bench.gpu, "PARTS", {"einfft": bench.gpu.Part((), 20), "ssd": bench.gpu.Part((), 0.5)})
+    out = tmp_path / "docs" / "gpu.json"
+    with pytest.raises(SystemExit) as stopped:
+        bench.gpu.program(["--no-tests", "--json", str(out), "--parts", "einfft", "ssd"])
+    assert stopped.value.code == 1
+    written = json.loads(out.read_text())
+    assert written["machine"] == {"gpu": "some"}
+    assert written["rows"] == [{"part": "einfft", "name": "ours"}]
+    assert written["ratios"] == {"einfft, x over y": 2.0}
+    assert "einfft: a note" in written["notes"]
+    assert any("ssd: exit code None: out of time after" in note for note in written["notes"])
+    assert written["seconds"] < 30
+
+
+def test_the_parts_of_the_gpu_run_give_options_that_their_programs_take(bench, tmp_path, monkeypatch):
+    measured: list[object] = []
+    monkeypatch.setattr(bench.backbones, "measure_backbones", lambda names, groups, *rest: measured.append(groups))
+    for name, part in bench.gpu.PARTS.items():
+        quick(getattr(bench, name), tmp_path, "--limit", "-1", *part.options)
+    images = bench.backbone_calls.Images
+    assert measured == [[images(128, 256), images(512, 112)]]  # 64 tiles of 2 global and 8 local crops
+
+
+def test_the_whole_budget_of_the_gpu_run_is_under_eight_minutes(bench):
+    parts = sum(part.seconds for part in bench.gpu.PARTS.values())
+    assert max(bench.gpu.TEST_SECONDS, bench.gpu.BUILD_SECONDS) + parts < 480
+
+
+def test_peers_are_unpacked_from_their_source_distributions(bench, tmp_path):
+    import tarfile
+
+    sdists, folder = tmp_path / "sdists", tmp_path / "out"
+    sdists.mkdir()
+    (tmp_path / "file.cu").write_text("kernel")
+    for name in ("mamba_ssm-9.9", "causal_conv1d-1.2.3"):
+        with tarfile.open(sdists / f"{name}.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "file.cu", f"{name}/csrc/file.cu")
+    trees = bench.build_peers.unpack(sdists, folder)
+    assert (trees["mamba_ssm"] / "csrc" / "file.cu").read_text() == "kernel"
+    assert trees["causal_conv1d"].name == "causal_conv1d-1.2.3"
+    (sdists / "mamba_ssm-9.9.tar.gz").unlink()
+    with pytest.raises(ValueError, match=r"holds no mamba_ssm-\*\.tar\.gz; get them with"):
+        bench.build_peers.unpack(sdists, folder)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["selective_scan", "ssd", "einfft", "conv_silu", "backbones"])
+def test_each_program_runs_on_cuda(bench, tmp_path, name):
+    content = quick(getattr(bench, name), tmp_path, "--device", "cuda", "--dtype", "bf16")
+    assert content["machine"]["gpu"] == torch.cuda.get_device_name()
