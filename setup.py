@@ -10,6 +10,7 @@ VERSION = next(
     for line in (ROOT / "dinov2" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+EXPORT = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 
 setup(
     name="dinov2-pathology",
@@ -42,7 +43,8 @@ setup(
         "anndata>=0.10.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", *EXPORT],
+        "export": EXPORT,
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
         "xformers": ["xformers>=0.0.30"],
         "mamba": ["mamba-ssm>=2.2", "causal-conv1d>=1.5"],

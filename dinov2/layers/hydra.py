@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2.layers.scan import inverse_softplus_of_log_uniform
+from dinov2.layers.scan import SMALLEST_STEP, decay_rate, inverse_softplus_of_log_uniform
 from dinov2.ops import conv_silu, ssd
 
 
@@ -17,10 +17,13 @@ class HydraScan(nn.Module):
         self.D = nn.Parameter(torch.ones(heads))
         self.dt_bias = nn.Parameter(inverse_softplus_of_log_uniform(heads))
 
-    def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        """Scan x (B, L, H, P) with raw step sizes dt (B, L, H), B and C (B, L, 1, N)."""
-        step = F.softplus(dt.float() + self.dt_bias.float())
-        return ssd(x, step, -torch.exp(self.A_log.float()), B, C)
+    def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Scan x (B, L, H, P) with raw step sizes dt (B, L, H), B and C (B, L, 1, N); also return D + `own` (B, L, H).
+
+        The sum is formed here because under FSDP2 a unit's parameters are whole only while its own forward runs.
+        """
+        step = F.softplus(dt.float() + self.dt_bias.float()).clamp(min=SMALLEST_STEP)
+        return ssd(x, step, -decay_rate(self.A_log), B, C), own.float() + self.D.float()
 
 
 class Hydra(nn.Module):
@@ -53,9 +56,9 @@ class Hydra(nn.Module):
         heads = x.unflatten(-1, (self.heads, self.headdim))  # (B, L, H, P)
 
         B, C = torch.cat([ahead, back.flip(1)]).unsqueeze(2).chunk(2, dim=-1)  # each (2B, L, 1, N)
-        y = self.scan(torch.cat([heads, heads.flip(1)]), torch.cat([dt_ahead, dt_back.flip(1)]), B, C)
+        steps = torch.cat([dt_ahead, dt_back.flip(1)])
+        y, gain = self.scan(torch.cat([heads, heads.flip(1)]), steps, B, C, self.fc_D(x))  # gain (B, L, H)
         y = F.pad(y[:, :-1], (0, 0, 0, 0, 1, 0))  # a token's own input does not reach it through the scan
-        forward_part, backward_part = y.chunk(2)
-        gain = self.fc_D(x) + self.scan.D  # (B, L, H), in float32 under autocast
-        out = forward_part + backward_part.flip(1) + heads * gain.unsqueeze(-1)
+        forward_part, backward_part = y.unflatten(0, (2, -1))
+        out = forward_part + backward_part.flip(1) + (heads * gain.unsqueeze(-1)).to(heads.dtype)
         return self.out_proj(self.norm(out.flatten(2)) * F.silu(z))

@@ -10,11 +10,22 @@ from dinov2.ops import selective_scan
 
 DtInit = Literal["published", "mamba"]
 
+# Bounds that keep every eigenvalue exp(-delta rate) of a discretised system below 1 in float32, where exp(-2^-23) is
+# the last but one number before 1, and its rate finite, whatever the optimiser does.
+RATES = (2.0**-6, 2.0**12)
+SMALLEST_STEP = 2.0**-17
+
+
+def decay_rate(A_log: Tensor) -> Tensor:
+    """Return the rates of decay -A = exp(A_log) in float32, kept within `RATES`."""
+    return torch.exp(A_log.float().clamp(*map(math.log, RATES)))
+
 
 class SelectiveScan(nn.Module):
     """A, D and the bias of delta of one selective scan over (B, L, D).
 
-    A = -exp(A_log) is real and negative whatever the optimiser does; A_log starts at log(1..N) in every channel.
+    A = -exp(A_log) is real and negative whatever the optimiser does, and 0 < exp(delta A) < 1 as float32 rounds it;
+    A_log starts at log(1..N) in every channel.
     `dt_init="mamba"` draws the bias so that softplus(bias) is log-uniform in [0.001, 0.1]; `"published"` starts at 0,
     as the published MVHybrid's weight initialisation leaves it.
     """
@@ -31,15 +42,17 @@ class SelectiveScan(nn.Module):
 
     def forward(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None = None) -> Tensor:
         """Scan u (B, L, D) with delta (B, L, D), B and C (B, L, N), gated by z (B, L, D); returns (B, L, D)."""
+        bias = self.dt_bias.float()
+        delta = delta.float().clamp(min=math.log(math.expm1(SMALLEST_STEP)) - bias)
         y = selective_scan(
             u.transpose(1, 2),
             delta.transpose(1, 2),
-            -torch.exp(self.A_log.float()),
+            -decay_rate(self.A_log),
             B.transpose(1, 2),
             C.transpose(1, 2),
             self.D.float(),
             None if z is None else z.transpose(1, 2),
-            delta_bias=self.dt_bias.float(),
+            delta_bias=bias,
             delta_softplus=True,
         )
         return y.transpose(1, 2)

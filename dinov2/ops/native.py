@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger("dinov2")
@@ -59,15 +60,18 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Return where a kernel finds the values of a contiguous tensor, or a null pointer for None.
+    """Return where a kernel finds the values of a tensor, or a null pointer for None.
 
     Raises:
-        NativeError: the tensor is not contiguous in memory.
+        NativeError: the tensor is not what the kernels take: contiguous float32 on a CPU.
     """
     if tensor is None:
         return None
-    if not tensor.is_contiguous():
-        raise NativeError(f"a tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} is not contiguous")
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise NativeError(
+            f"a kernel got a {tensor.dtype} tensor of shape {tuple(tensor.shape)} with strides {tensor.stride()} on "
+            f"{tensor.device}; it takes contiguous float32 on a CPU"
+        )
     return tensor.data_ptr()
 
 

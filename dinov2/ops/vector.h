@@ -39,11 +39,11 @@ INLINE void store(float *to, vec value, int count) {
         memcpy(to, &value, sizeof(float) * count);
 }
 
-/* exp(x) to one unit in the last place, kept within the normal numbers: at least 2.4e-38, at most 3.3e38.
+/* exp(x) to one unit in the last place, kept between exp(-85) = 1.2e-37 (see decay.py) and 3.3e38.
  * 2^n by adding n to the exponent's bits, exp(r) for |r| <= ln(2) / 2 by a polynomial fitted at Chebyshev nodes with
  * equal relative error (1.9e-8). NaN stays NaN. */
 INLINE vec vexp(vec x) {
-    const float low = -86.6f, high = 88.7f, magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    const float low = -85.0f, high = 88.7f, magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     x = choose(x < low, splat(low), x);
     x = choose(x > high, splat(high), x);
     vec shifted = x * 1.44269504f + magic;

@@ -1,83 +1,116 @@
-"""EinFFT against explicit discrete Fourier matrices and complex arithmetic."""
+"""EinFFT against explicit discrete Fourier matrices and complex arithmetic, forward and gradients."""
 
-import numpy as np
 import pytest
+import slow_mixers
 import torch
 
 from dinov2.layers.einfft import EinFFT
 
-BLOCKS = 4
+HALF_ULP = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-def dft(n):
-    """The unitary Fourier matrix."""
-    grid = np.outer(np.arange(n), np.arange(n))
-    return np.exp(-2j * np.pi * grid / n) / np.sqrt(n)
-
-
-def shrink(x, by):
-    return np.sign(x) * np.maximum(np.abs(x) - by, 0)
-
-
-def slow_einfft(x, layer):
-    """The definition for x (B, L, D) in complex128."""
-    batch, length, dim = x.shape
-    size = dim // BLOCKS
-    p = {name: t.detach().numpy().astype(np.float64) for name, t in layer.named_parameters()}
-    over_tokens, over_blocks = dft(length), dft(BLOCKS)
-    out = np.zeros_like(x)
-    for b in range(batch):
-        spectrum = np.einsum("st,uk,tki->sui", over_tokens, over_blocks, x[b].reshape(length, BLOCKS, size))
-        hidden = np.zeros_like(spectrum)
-        result = np.zeros_like(spectrum)
-        for k in range(BLOCKS):
-            w1 = p["complex_weight_1"][0, k] + 1j * p["complex_weight_1"][1, k]
-            b1 = p["complex_bias_1"][0, k] + 1j * p["complex_bias_1"][1, k]
-            first = spectrum[:, k] @ w1 + b1
-            hidden[:, k] = np.maximum(first.real, 0) + 1j * np.maximum(first.imag, 0)
-            w2 = p["complex_weight_2"][0, k] + 1j * p["complex_weight_2"][1, k]
-            b2 = p["complex_bias_2"][0, k] + 1j * p["complex_bias_2"][1, k]
-            second = hidden[:, k] @ w2 + b2
-            result[:, k] = shrink(second.real, 0.01) + 1j * shrink(second.imag, 0.01)
-        back = np.einsum("st,uk,tki->sui", over_tokens.conj(), over_blocks.conj(), result)
-        out[b] = back.real.reshape(length, dim)
-    return out
-
-
-def make(dim, scale):
+def make(dim=24, scale=0.3, **options):
     torch.manual_seed(0)
-    return EinFFT(dim, init_scale=scale), torch.randn(2, 9, dim, dtype=torch.float64)
+    return EinFFT(dim, init_scale=scale, **options)
 
 
+def tokens(length, dim=24, batch=2, dtype=torch.float32):
+    return torch.randn(batch, length, dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def exact_results(layer, x, weight):
+    """Return the output, the gradient of x and those of the parameters in float64."""
+    x = x.detach().double().requires_grad_()
+    leaves = {name: t.detach().double().requires_grad_() for name, t in layer.named_parameters()}
+    y = torch.stack([slow_mixers.einfft(sample, leaves, layer.shrinkage) for sample in x])
+    (y * weight.double()).sum().backward()
+    return y.detach(), x.grad, {name: leaf.grad for name, leaf in leaves.items()}
+
+
+def relative_error(actual, exact):
+    return ((actual.double() - exact).abs().max() / exact.abs().max()).item()
+
+
+@pytest.mark.parametrize("dtype", HALF_ULP, ids=str)
+@pytest.mark.parametrize("length", [1, 2, 9, 50, 257])
 @pytest.mark.parametrize("scale", [0.02, 0.3])  # small: softshrink bites; large: it hardly does
-def test_it_is_the_definition(scale):
-    layer, x = make(24, scale)
-    layer = layer.double()
-    expected = slow_einfft(x.numpy(), layer)
-    assert np.abs(expected).max() > 0
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+def test_outputs_and_gradients_are_those_of_the_definition(scale, length, dtype):
+    layer, x = make(scale=scale), tokens(length, dtype=dtype).requires_grad_()
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).bfloat16().to(dtype)
+    y = layer(x)
+    (y * weight).sum().backward()
+    expected, x_grad, grads = exact_results(layer, x, weight)
+    assert y.dtype == x.grad.dtype == dtype
+    assert all(parameter.dtype == torch.float32 for parameter in layer.parameters())
+    assert (expected != 0).any()
+    assert relative_error(y, expected) < 1e-5 + HALF_ULP[dtype]
+    assert relative_error(x.grad, x_grad) < 1e-4 + HALF_ULP[dtype]
+    for name, parameter in layer.named_parameters():
+        assert relative_error(parameter.grad, grads[name]) < 1e-4, name
 
 
-def test_autocast_and_low_precision_inputs_are_computed_in_float32():
-    layer, x = make(24, 0.3)
-    low = x.bfloat16()
+@pytest.mark.parametrize("dim", [4, 12, 20, 68])
+def test_any_width_that_has_four_blocks(dim):
+    layer, x = make(dim), tokens(11, dim)
+    expected, *_ = exact_results(layer, x, torch.ones_like(x))
+    assert relative_error(layer(x), expected) < 1e-5
+
+
+def test_the_threshold_of_the_shrinkage_is_obeyed():
+    x = tokens(11)
+    for shrinkage in (0.0, 0.5):
+        layer = make(shrinkage=shrinkage)
+        expected, *_ = exact_results(layer, x, torch.ones_like(x))
+        assert relative_error(layer(x), expected) < 1e-5
+    assert not make(shrinkage=1e3)(x).any()
+
+
+def test_samples_do_not_mix_and_all_tokens_and_channels_do():
+    layer, x = make(), tokens(9).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x)[0, 4, 5], x)
+    assert (gradient[0] != 0).all()
+    assert not gradient[1].any()
+
+
+def test_tokens_in_any_memory_layout():
+    layer, x = make(), tokens(9)
+    strided = x.repeat_interleave(2, dim=1)[:, ::2]
+    transposed = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for view in (strided, transposed):
+        assert not view.is_contiguous()
+        torch.testing.assert_close(layer(view), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_double_precision_is_kept():
+    layer, x = make(scale=0.5).double(), tokens(9).double()
+    expected, *_ = exact_results(layer, x, torch.ones_like(x))
+    y = layer(x)
+    assert y.dtype == torch.float64
+    assert relative_error(y, expected) < 1e-12
+
+
+def test_autocast_is_switched_off_inside():
+    layer, x = make(), tokens(9)
+    outside = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
-        y = layer(low)
-        inside = layer(x.float())
-    assert y.dtype == torch.bfloat16
-    assert inside.dtype == torch.float32
-    np.testing.assert_allclose(inside.detach().numpy(), slow_einfft(x.numpy(), layer), rtol=1e-4, atol=1e-5)
-    expected = slow_einfft(low.double().numpy(), layer)
-    assert np.abs(y.detach().double().numpy() - expected).max() <= 2**-8 * np.abs(expected).max()
+        inside = layer(x)
+        low = layer(x.bfloat16())
+    assert torch.equal(inside, outside)
+    assert low.dtype == torch.bfloat16
+    expected, *_ = exact_results(layer, x.bfloat16(), torch.ones_like(x))
+    assert relative_error(low, expected) < 1e-5 + HALF_ULP[torch.bfloat16]
 
 
-def test_gradients():
-    torch.manual_seed(0)
-    layer = EinFFT(8, init_scale=0.5).double()
-    x = torch.randn(1, 3, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,))
-    layer(x).square().sum().backward()
-    assert all(p.grad.abs().max() > 0 for p in layer.parameters())
+@pytest.mark.parametrize("length", [1, 3])
+def test_gradcheck(length):
+    layer = make(8, scale=0.5).double()
+    x = tokens(length, 8, batch=1).double().requires_grad_()
+    names = [name for name, _ in layer.named_parameters()]
+
+    def function(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *layer.parameters()))
 
 
 def test_blocks_must_divide_the_width():

@@ -13,6 +13,7 @@ _cache: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
 def half_spectrum_matrix(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the matrix (L, L) that maps L real tokens to their half spectrum, orthonormal in scale (1 / sqrt(L))."""
+    length = int(length)  # a tensor while a graph is traced
     key = (length, dtype, device)
     if key in _cache:
         return _cache[key]

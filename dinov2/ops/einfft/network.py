@@ -61,6 +61,12 @@ class _EinFFT(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A compiled backward is traced under the autocast of its forward.
+        with torch.autocast(grad.device.type, enabled=False):
+            return _EinFFT._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         matrix, k1, k2, full, hidden, result = ctx.saved_tensors
         if ctx.native:
             grad_result = spectrum_native(grad.contiguous(), matrix, result, ctx.shrinkage)

@@ -9,6 +9,8 @@ node where the loop would be thousands.
 import torch
 from torch import Tensor
 
+from dinov2.ops.decay import LOWEST
+
 CHUNK = 16
 
 
@@ -40,7 +42,7 @@ def _forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple
         if t % CHUNK == 0:
             kept[t // CHUNK].copy_(state)
         torch.mul(step[t], A, out=decay)
-        state.mul_(decay.exp_()).addcmul_(driven[t], B[t].unsqueeze(-1))
+        state.mul_(decay.clamp_(min=LOWEST).exp_()).addcmul_(driven[t], B[t].unsqueeze(-1))
         torch.bmm(C[t].unsqueeze(1), state, out=y[t].unsqueeze(1))
     return y, kept
 
@@ -72,7 +74,7 @@ def _backward(
         step, inputs = delta[span].unsqueeze(2), u[span].unsqueeze(2)  # (k, B, 1, D)
         driven = step * inputs
         torch.mul(step, A, out=decay[:k])
-        decay[:k].exp_()
+        decay[:k].clamp_(min=LOWEST).exp_()
         torch.mul(driven, B[span].unsqueeze(-1), out=adjoint[:k])  # borrowed for the inputs to the state
         state[0].copy_(kept[index])
         for i in range(k):

@@ -13,7 +13,7 @@ As in the forward a lane owns a channel. Sums over states (for u and delta) stay
 import triton
 import triton.language as tl
 
-from dinov2.ops.selective_scan.triton_math import LN_2, LOG2_E, sigmoid, step_size
+from dinov2.ops.selective_scan.triton_math import LN_2, LOG2_E, decay, sigmoid, step_size
 
 TOKENS = tl.constexpr(4)  # tokens whose states are held at once; a divisor of CHUNK
 
@@ -109,7 +109,7 @@ def scan_backward(
                 delta = tl.load(delta_ptr + t * delta_l + d, mask=in_d, other=0.0)
                 B = tl.load(B_ptr + t * STATES + n, mask=in_n, other=0.0)
                 step = step_size(delta, bias, True, SOFTPLUS)
-                state = tl.exp2(step[None, :] * A2) * state + (step * u)[None, :] * B[:, None]
+                state = decay(step[None, :], A2) * state + (step * u)[None, :] * B[:, None]
         before: tl.tuple = ()
         for i in tl.static_range(TOKENS):
             t = first + i
@@ -119,7 +119,7 @@ def scan_backward(
             B = tl.load(B_ptr + t * STATES + n, mask=in_n & (t < length), other=0.0)
             step = step_size(delta, bias, t < length, SOFTPLUS)
             before = before + (state,)  # noqa: RUF005
-            state = tl.exp2(step[None, :] * A2) * state + (step * u)[None, :] * B[:, None]
+            state = decay(step[None, :], A2) * state + (step * u)[None, :] * B[:, None]
         for i in tl.static_range(TOKENS - 1, -1, -1):
             t = first + i
             here = in_d & (t < length)
@@ -137,7 +137,7 @@ def scan_backward(
                 tl.store(grad_z_ptr + t * channels + d, grad_z.to(grad_z_ptr.dtype.element_ty), mask=here)
                 grad = grad * z * gate
             adjoint = C[:, None] * grad[None, :] + carried
-            carried = tl.exp2(step[None, :] * A2) * adjoint
+            carried = decay(step[None, :], A2) * adjoint
             exponent = carried * before[i]  # d loss / d (delta A)
             grad_C = tl.sum(state * grad[None, :], 1)
             grad_B = tl.sum(adjoint * (step * u)[None, :], 1)

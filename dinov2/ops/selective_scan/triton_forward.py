@@ -10,7 +10,7 @@ computed as exp2(delta (A log2 e)), the hardware's own function.
 import triton
 import triton.language as tl
 
-from dinov2.ops.selective_scan.triton_math import LOG2_E, sigmoid, step_size
+from dinov2.ops.selective_scan.triton_math import LOG2_E, decay, sigmoid, step_size
 
 TOKENS = tl.constexpr(4)  # tokens of an unrolled turn; a divisor of CHUNK
 
@@ -100,7 +100,7 @@ def scan_forward(
             C = tl.load(C_ptr + i * STATES + n, mask=in_n & valid, other=0.0)
             u = loaded[3 * i].to(tl.float32)
             step = step_size(loaded[3 * i + 1], bias, valid, SOFTPLUS)
-            state = tl.exp2(step[None, :] * A) * state + (step * u)[None, :] * B[:, None]
+            state = decay(step[None, :], A) * state + (step * u)[None, :] * B[:, None]
             y = tl.sum(state * C[:, None], 0) + skip * u
             if HAS_Z:
                 z = loaded[3 * i + 2].to(tl.float32)

@@ -1,11 +1,16 @@
 """The scalar functions that the forward and the backward kernel of the selective scan share, in float32."""
 # mypy: disallow-untyped-decorators=False
 
+import math
+
 import triton
 import triton.language as tl
 
+from dinov2.ops.decay import LOWEST
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOWEST_2 = tl.constexpr(LOWEST / math.log(2))
 
 
 @triton.jit
@@ -25,6 +30,12 @@ def softplus(x: tl.tensor) -> tl.tensor:
 def sigmoid(x: tl.tensor) -> tl.tensor:
     """Return 1 / (1 + exp(-x)); exp(-x) may become infinite, the result is then 0."""
     return 1.0 / (1.0 + tl.exp2(-x * LOG2_E))
+
+
+@triton.jit
+def decay(step: tl.tensor, A2: tl.tensor) -> tl.tensor:
+    """Return exp(step A) bounded from below; `A2` is A in units of ln 2."""
+    return tl.exp2(tl.maximum(step * A2, LOWEST_2))
 
 
 @triton.jit

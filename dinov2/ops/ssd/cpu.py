@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov2.ops.decay import log_decay
+
 
 class Chunks(NamedTuple):
     """A scan's inputs in K chunks of c tokens, 0 beyond the end: G groups of R heads, P channels, N states."""
@@ -57,6 +59,12 @@ class _ChunkedSSD(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # A compiled backward is traced under the autocast of its forward.
+        with torch.autocast(grad.device.type, enabled=False):
+            return _ChunkedSSD._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, dt, A, entering, *chunked = ctx.saved_tensors
         chunks = Chunks(*chunked)
         length, (_, count, size) = x.shape[1], chunks.driven.shape[:3]
@@ -86,7 +94,7 @@ def _split(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk_size: i
     driven = _chunked(x * dt.unsqueeze(-1), count, size).unflatten(3, heads)
     keys, queries = (_chunked(t, count, size).transpose(2, 3).contiguous() for t in (B, C))
     # In float64, since differences of the running sum must keep small steps after a large one.
-    total = _chunked(dt.double() * A.double(), count, size).cumsum(2).unflatten(3, heads)
+    total = _chunked(log_decay(dt.double(), A.double()), count, size).cumsum(2).unflatten(3, heads)
     return Chunks(driven, keys, queries, total)
 
 

@@ -6,10 +6,15 @@ nothing is divided. exp is computed as exp2 of logarithms in base 2.
 """
 # mypy: disallow-untyped-decorators=False
 
+import math
+
 import triton
 import triton.language as tl
 
+from dinov2.ops.decay import LOWEST
+
 LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST_2 = tl.constexpr(LOWEST / math.log(2))
 
 
 @triton.jit
@@ -19,6 +24,7 @@ def chunk_decays(log_decay: tl.tensor, CHUNK: tl.constexpr) -> tuple[tl.tensor, 
     between (c, c): from after token j to after token i, 0 for j > i; since_start (c,): up to and with token i;
     to_end (c,): after token j; whole (): over all tokens.
     """
+    log_decay = tl.maximum(log_decay, LOWEST_2)
     total = tl.cumsum(log_decay, 0)
     i = tl.arange(0, CHUNK)
     between = tl.exp2(tl.where(i[:, None] >= i[None, :], total[:, None] - total[None, :], float("-inf")))
