@@ -1,16 +1,15 @@
 """`python -m dinov2.models`: the backbones with their parameters, operations and speed on this machine."""
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from dinov2.models import IsotropicBackbone, build_backbone, get_spec, list_backbones
 from dinov2.models.flops import count_flops, count_parameters
+from dinov2.utils.machine import cpu_model
 
 EXAMPLES = """\
 examples:
@@ -49,16 +48,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         print(f"tokens/s: forward, float32, {SPEED_BATCH} images of {SPEED_SIZE} px, on {where}")
     return 0
-
-
-def cpu_model() -> str:
-    """Return the processor's name as Linux gives it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def tokens_per_second(model: IsotropicBackbone) -> float:

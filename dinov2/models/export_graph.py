@@ -16,7 +16,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from dinov2.models.export_scan import with_quadratic_scans
 from dinov2.models.isotropic import IsotropicBackbone
 from dinov2.models.pos_embed import interpolate_pos_embed
 from dinov2.ops.dispatch import forced
@@ -28,8 +27,7 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 OPSET = 18  # the lowest that PyTorch's exporter writes without converting
 _ONE_FILE = 1 << 30  # bytes of weights; a message of protobuf ends at 2 GiB
 # The backends that are made of PyTorch's own operators, in the fewest nodes.
-# Hydra's scan has a form of its own, see export_scan.
-ELEMENTARY = {"conv_silu": "plain", "einfft": "products", "selective_scan": "doubling"}
+ELEMENTARY = {"conv_silu": "plain", "einfft": "products", "selective_scan": "doubling", "ssd": "quadratic"}
 
 
 class ExportError(UserError):
@@ -70,7 +68,6 @@ def fixed_size(embedder: Embedder, size: int) -> Embedder:
             backbone.pos_embed, rows, columns, spec.interpolate_antialias, spec.interpolate_offset
         )
         backbone.pos_embed = nn.Parameter(resized, requires_grad=False)
-    with_quadratic_scans(backbone)
     return fixed
 
 

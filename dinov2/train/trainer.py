@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from dinov2.distributed.env import rank, world_size
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
 from dinov2.models.weights import TEACHER_FILE, load_backbone, save_backbone
+from dinov2.ops.dispatch import force_backends
 from dinov2.train.batch_plan import BatchPlan
 from dinov2.train.interrupt import StopRequest
 from dinov2.train.optim import apply_schedule, build_optimizer
@@ -40,6 +42,7 @@ class Trainer:
         self.device = _choose_device(config.train.device)
         if config.train.num_threads:
             torch.set_num_threads(config.train.num_threads)
+        force_backends(asdict(config.kernels))
         self.plan = BatchPlan.from_config(config.train, world_size())
         config.train.global_batch_size = self.plan.global_batch
         self.dataset = _open_dataset(config.train.dataset_path)

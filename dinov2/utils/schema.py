@@ -77,6 +77,16 @@ class DataSection:
 
 
 @dataclass
+class KernelsSection:
+    """`kernels`: the backend of each operator (`dinov2.ops`)."""
+
+    selective_scan: Literal["auto", "triton", "vendor", "native", "cpu", "doubling", "reference"] = "auto"
+    ssd: Literal["auto", "triton", "vendor", "cpu", "quadratic", "reference"] = "auto"
+    einfft: Literal["auto", "native", "products", "reference"] = "auto"
+    conv_silu: Literal["auto", "vendor", "native", "plain"] = "auto"
+
+
+@dataclass
 class SSMSection:
     """`student.ssm`: options of the state-space mixers."""
 
@@ -208,3 +218,4 @@ class SSLConfig:
     optim: OptimSection = field(default_factory=OptimSection)
     crops: CropsSection = field(default_factory=CropsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    kernels: KernelsSection = field(default_factory=KernelsSection)

@@ -5,13 +5,13 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from common import Options
 
 from dinov2.utils.files import write_text
+from dinov2.utils.machine import cpu_model
 
 Row = dict[str, Any]
 
@@ -25,16 +25,6 @@ def describe_machine(options: Options) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def cpu_model() -> str:
-    """Return the processor's name as Linux gives it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 class Report:

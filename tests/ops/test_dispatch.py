@@ -1,5 +1,7 @@
 """The choice of a backend: by argument, by configuration, by environment, by device, dtype and size."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from dinov2.ops.dispatch import (
     register_backends,
     usable_backends,
 )
+from dinov2.utils.schema import KernelsSection
 
 
 @pytest.fixture
@@ -98,6 +101,12 @@ def test_operators_obey_the_environment(monkeypatch):
     monkeypatch.setenv("DINOV2_SELECTIVE_SCAN_BACKEND", "warp")
     with pytest.raises(ValueError, match="selective_scan: unknown backend 'warp'"):
         selective_scan(*arguments)
+
+
+def test_the_configuration_offers_every_backend():
+    sections = get_type_hints(KernelsSection)
+    registered = {name: {"auto", *(b.name for b in dispatch._operators[name])} for name in sections}
+    assert {name: set(get_args(choices)) for name, choices in sections.items()} == registered
 
 
 def test_cuda_backends_are_refused_on_a_cpu():

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from dinov2.ops import native, selective_scan
+from dinov2.ops.conv_silu import native as conv
 from dinov2.ops.dispatch import BackendError, usable_backends
+from dinov2.ops.einfft import backends as einfft
+from dinov2.ops.selective_scan import native as scan
 from dinov2.ops.selective_scan.native import SOURCE
 
 SUM = "double sum(const double *x, int n) { double s = 0; for (int i = 0; i < n; i++) s += x[i]; return s; }\n"
@@ -32,7 +36,14 @@ def source(tmp_path):
     return file
 
 
-needs_compiler = pytest.mark.skipif(native.why_not(SOURCE) is not None, reason=f"no kernels: {native.why_not(SOURCE)}")
+has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+needs_compiler = pytest.mark.skipif(not has_compiler, reason="no C compiler on the PATH")
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", [scan.SOURCE, conv.SOURCE, einfft.SOURCE], ids=lambda path: path.name)
+def test_all_kernels_compile(source):
+    assert native.why_not(source) is None
 
 
 @needs_compiler

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from dinov2.data.errors import DatasetError, TooManyBadTilesError
 from dinov2.distributed import checkpoint
 from dinov2.models.weights import load_backbone
+from dinov2.ops.dispatch import usable_backends
 from dinov2.train.train import main
 from dinov2.train.trainer import Trainer
 from dinov2.utils.config import to_yaml
@@ -83,7 +84,7 @@ def test_run_folder_holds_what_it_should(small, tmp_path):
         8,
     ]  # every second epoch, and the last
     info = json.loads((run / "run.json").read_text())
-    assert info["kernels"]["selective_scan"] == "cpu"
+    assert info["kernels"]["selective_scan"]["backend"] == usable_backends("selective_scan")[0]
     assert (
         info["versions"]["torch"] == torch.__version__.split("+")[0] or info["versions"]["torch"] == torch.__version__
     )

@@ -11,6 +11,7 @@ from dinov2.ops.checks import Rule, check_tensors
 from dinov2.ops.dispatch import choose_backend
 from dinov2.ops.ssd import backends as _backends  # noqa: F401  (registers them)
 from dinov2.ops.ssd.cpu import ssd_chunked
+from dinov2.ops.ssd.quadratic import ssd_quadratic
 from dinov2.ops.ssd.reference import ssd_reference
 
 __all__ = ["ssd"]
@@ -36,8 +37,8 @@ def ssd(
         C: output projections (B, L, G, N).
         chunk_size: tokens that are handled as one matrix product.
         D: skip weights (H,).
-        backend: `auto`, `triton` or `vendor` (mamba-ssm) on CUDA, and in plain PyTorch anywhere `cpu` (chunked) or
-            `reference` (a loop).
+        backend: `auto`, `triton` or `vendor` (mamba-ssm) on CUDA, and in plain PyTorch anywhere `cpu` (chunked),
+            `quadratic` (for exported graphs) or `reference` (a loop).
 
     The computation runs in float32, or in float64 when `x` is float64.
 
@@ -57,6 +58,8 @@ def ssd(
         inputs, step, decay, keys, queries = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
         if name == "reference":
             y = ssd_reference(inputs, step, decay, keys, queries)
+        elif name == "quadratic":
+            y = ssd_quadratic(inputs, step, decay, keys, queries)
         else:
             y = ssd_chunked(inputs, step, decay, keys, queries, chunk_size)
         if D is not None:

@@ -34,6 +34,7 @@ register_backends(
         Backend("triton", _triton),
         Backend("vendor", _vendor),
         Backend("cpu", _anywhere),
+        Backend("quadratic", _anywhere),
         Backend("reference", _anywhere),
     ),
 )
