@@ -2,7 +2,7 @@
 
 | specification | encoder |
 |---|---|
-| `checkpoint:PATH` | a pretrained backbone: run or checkpoint folder, teacher.safetensors, teacher_checkpoint.pth |
+| `checkpoint:PATH` | a pretrained backbone: run or checkpoint folder, teacher.safetensors, `.pth` of DINOv2 |
 | `random:NAME` | an architecture of `dinov2.models` with fresh weights, e.g. `random:mvhybrid_tiny` |
 | `random:PATH` | a checkpoint's architecture and normalisation with fresh weights |
 | `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm |

@@ -22,7 +22,8 @@ from eval.results import Row, check_mergeable, merge, open_results, table, write
 
 EXAMPLES = """
 encoders:
-  --checkpoint PATH               run folder, checkpoint folder, teacher.safetensors or DINOv2's teacher_checkpoint.pth
+  --checkpoint PATH               run or checkpoint folder, teacher.safetensors, DINOv2's teacher_checkpoint.pth
+                                  or a released dinov2_*_pretrain.pth
   --encoder random:mvhybrid       an architecture with fresh weights (also random:CHECKPOINT_PATH)
   --encoder timm:NAME             pretrained; timm:NAME,pretrained=false or timm:NAME,checkpoint=FILE without network
   --encoder color-stats           12 colour statistics: the baseline that an encoder must beat

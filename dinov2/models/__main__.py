@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{'backbone':<14}{'parameters':>12}" + "".join(f"{head:>13}" for head in heads) + "  blocks")
+    print(f"{'backbone':<20}{'parameters':>12}" + "".join(f"{head:>13}" for head in heads) + "  blocks")
     print("\n".join(rows))
     if not args.no_speed:
         where = f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -71,7 +71,7 @@ def _row(name: str, sizes: Sequence[int], speed: bool) -> str:
     blocks = ", ".join(f"{g.count} x {g.sequence_mixer} + {g.channel_mixer}" for g in spec.blocks)
     millions = f"{count_parameters(model) / 1e6:.1f} M"
     rate = f"{tokens_per_second(model):>13,.0f}" if speed else ""
-    return f"{name:<14}{millions:>12}" + "".join(f"{value:>13.2f}" for value in flops) + f"{rate}  {blocks}"
+    return f"{name:<20}{millions:>12}" + "".join(f"{value:>13.2f}" for value in flops) + f"{rate}  {blocks}"
 
 
 if __name__ == "__main__":

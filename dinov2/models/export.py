@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dinov2.models.export_formats import FORMATS, Export, timm_architecture
+from dinov2.models.export_formats import FORMATS, Export, pool_argument, timm_architecture
 from dinov2.models.export_graph import POOLINGS, ExportError, Pooling, fixed_size
 from dinov2.models.model_card import CardFacts, model_card
 from dinov2.models.weights import load_backbone
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 CARD_FILE = "README.md"
 EXAMPLES = """\
 examples:
-  python -m dinov2.models.export runs/mvhybrid --format timm --out exports/mvhybrid
+  python -m dinov2.models.export runs/mvhybrid --format timm        # into runs/mvhybrid/export/timm
   python -m dinov2.models.export runs/mvhybrid/teacher.safetensors --format onnx --size 224 --out exports/onnx
   python -m dinov2.models.export dinov2_vits14_pretrain.pth --format torchscript --pooling cls+mean --out exports/vits14
 
@@ -56,17 +56,21 @@ def export_backbone(
     if file_format not in FORMATS:
         raise ExportError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
     loaded = load_backbone(source)
-    export = Export(loaded, size or loaded.input_size, pooling)
+    export = Export(loaded, loaded.input_size if size is None else size, pooling)
     fixed_size(export.embedder(), export.size)  # says what is wrong with a size before anything is written
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ExportError(f"--out {str(out)!r} is a file; give a folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"--out {str(out)!r} cannot be made: {error}; give a folder that can be written") from error
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
         folder = Path(name)
         FORMATS[file_format].write(export, folder)
         difference = largest_difference(export, file_format, folder)
         architecture, arguments = timm_architecture(loaded.model.spec)
+        arguments = arguments | pool_argument(pooling)
         facts = CardFacts(file_format, export.size, pooling, architecture, arguments, difference)
         write_text(folder / CARD_FILE, model_card(loaded, facts))
         for file in sorted(folder.iterdir()):
@@ -110,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", metavar="RUN_OR_FILE", help="run or checkpoint folder, teacher.safetensors, or .pth")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="what to write, see below")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--out", metavar="DIR", help="folder to write into (default: export/FORMAT beside the weights)")
     parser.add_argument("--size", type=int, metavar="PX", help="side of the images (default: the checkpoint's)")
     parser.add_argument(
         "--pooling",
@@ -120,12 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    source = Path(args.source)
+    out = args.out or (source if source.is_dir() else source.parent) / "export" / args.format
     try:
-        difference = export_backbone(args.source, args.format, args.out, args.size, args.pooling)
+        difference = export_backbone(source, args.format, out, args.size, args.pooling)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {args.format}, embeddings within {difference:.1e} of the backbone's")
+    print(f"{out}: {args.format}, embeddings within {difference:.1e} of the backbone's")
     return 0
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dinov2.models.export_graph import Embedder, Pooling, run_onnx, run_torchscript, write_onnx, write_torchscript
@@ -27,6 +26,14 @@ from dinov2.utils.files import write_text
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TORCHSCRIPT_FILE, ONNX_FILE = "model.torchscript.pt", "model.onnx"
 _ONLY_TRAINING = ("name", "drop_path_rate", "drop_path_uniform", "dt_init")
+
+
+TIMM_POOLS = {"cls": "token", "mean": "avg", "cls+mean": "token+avg"}
+
+
+def pool_argument(pooling: Pooling) -> dict[str, str]:
+    """Return the argument by which `timm.create_model` pools so; none for the CLS token, which is its default."""
+    return {} if pooling == "cls" else {"global_pool": TIMM_POOLS[pooling]}
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def _write_timm(export: Export, folder: Path) -> None:
         "architecture": known["architecture"],
         "num_classes": 0,
         "num_features": known["num_features"],
-        "global_pool": "avg" if export.pooling == "mean" else "token",
+        "global_pool": TIMM_POOLS[export.pooling],
         "pretrained_cfg": {
             "input_size": [3, export.size, export.size],
             "mean": known["mean"],
@@ -117,7 +124,7 @@ def _write_timm(export: Export, folder: Path) -> None:
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-        "model_args": known["model_args"] | ({"global_pool": "avg"} if export.pooling == "mean" else {}),
+        "model_args": known["model_args"] | pool_argument(export.pooling),
     }
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2))
 
@@ -126,9 +133,7 @@ def _run_timm(export: Export, folder: Path, images: Tensor) -> Tensor:
     import timm
 
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    tokens = model.forward_features(images)  # (B, P + N, D)
-    mean = tokens[:, model.num_prefix_tokens :].mean(1)
-    return {"cls": tokens[:, 0], "mean": mean}.get(export.pooling, torch.cat([tokens[:, 0], mean], dim=1))
+    return model(images)
 
 
 def _texts(export: Export) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dinov2.models.registry import get_spec, list_backbones
 from dinov2.models.spec import SIZES
 from dinov2.utils.schema import NormalizeSection
 
-POOLS = ("token", "avg", "")
+POOLS = ("token", "avg", "token+avg", "")
 
 
 class TimmBackbone(IsotropicBackbone):
@@ -27,7 +27,8 @@ class TimmBackbone(IsotropicBackbone):
     Args:
         name: a backbone, also with a size, such as `mvhybrid_small`.
         num_classes: outputs of the head; 0 leaves it out.
-        global_pool: `token` (CLS), `avg` (mean of the patch tokens), or an empty text (all tokens).
+        global_pool: `token` (CLS), `avg` (mean of the patch tokens), `token+avg` (both, concatenated), or an empty text
+            (all tokens).
         in_chans: must be 3.
         img_size: side in px of the grid of a learned position embedding; images may have any size, and weights with
             another grid bring theirs.
@@ -54,7 +55,6 @@ class TimmBackbone(IsotropicBackbone):
             overrides["img_size"] = _side(name, img_size)
         super().__init__(get_spec(name, **overrides))
         self.num_prefix_tokens = 1 + self.num_register_tokens
-        self.head_hidden_size = self.num_features
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.register_load_state_dict_pre_hook(_adopt_position_grid)
@@ -68,11 +68,10 @@ class TimmBackbone(IsotropicBackbone):
         return torch.cat([out["x_norm_clstoken"].unsqueeze(1), out["x_norm_regtokens"], out["x_norm_patchtokens"]], 1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool tokens (B, 1 + R + N, D) to (B, D), all of them without pooling, and classify unless `pre_logits`."""
-        if self.global_pool == "token":
-            x = x[:, 0]  # (B, D)
-        elif self.global_pool == "avg":
-            x = x[:, self.num_prefix_tokens :].mean(1)  # (B, D)
+        """Pool tokens (B, 1 + R + N, D), if there is a pooling, and classify unless `pre_logits`."""
+        if self.global_pool:
+            pools = {"token": x[:, 0], "avg": x[:, self.num_prefix_tokens :].mean(1)}  # each (B, D)
+            x = torch.cat([pools[name] for name in self.global_pool.split("+")], dim=1)  # (B, D) or (B, 2 D)
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
@@ -95,7 +94,8 @@ class TimmBackbone(IsotropicBackbone):
                 raise ValueError(f"{self.spec.name}: global_pool = {global_pool!r}; choose one of {POOLS}")
             self.global_pool = global_pool
         self.num_classes = num_classes
-        self.add_module("head", nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity())
+        self.head_hidden_size = self.num_features * len(self.global_pool.split("+"))
+        self.add_module("head", nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity())
 
 
 def timm_names() -> list[str]:

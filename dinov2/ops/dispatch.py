@@ -16,9 +16,10 @@ logger = logging.getLogger("dinov2")
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an operator: `refusal(device type, dtype, states)` says why it cannot run, or is None.
+    """One implementation of an operator: `refusal(device type, dtype, size)` says why it should not run, or is None.
 
-    `dtype` is that of the inputs, `states` the size of the state (N).
+    `dtype` is that of the inputs; `size` is the number that matters to the operator: the states of a scan, the tokens
+    of EinFFT, the width of a convolution.
     """
 
     name: str
@@ -30,8 +31,8 @@ class BackendError(UserError):
 
 
 _operators: dict[str, tuple[Backend, ...]] = {}
-_forced: dict[str, str] = {}
-_chosen: dict[str, dict[str, str]] = {}
+_forced: dict[str, tuple[str, str]] = {}  # operator -> backend, by whom
+_chosen: dict[str, dict[str, str]] = {}  # operator -> backend -> why, in order of first use
 
 
 def register_backends(operator: str, backends: tuple[Backend, ...]) -> None:
@@ -40,15 +41,15 @@ def register_backends(operator: str, backends: tuple[Backend, ...]) -> None:
 
 
 def usable_backends(
-    operator: str, device: str = "cpu", dtype: torch.dtype = torch.float32, states: int = 16
+    operator: str, device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 16
 ) -> list[str]:
     """Return the backends of `operator` that can run such inputs, the one that `auto` takes first."""
-    return [backend.name for backend in _operators[operator] if backend.refusal(device, dtype, states) is None]
+    return [backend.name for backend in _operators[operator] if backend.refusal(device, dtype, size) is None]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # while a graph is traced: decided once
-def choose_backend(operator: str, requested: str, device: str, dtype: torch.dtype, states: int) -> str:
-    """Return the name of the backend of `operator` to run with inputs of this device type, dtype and size of state.
+def choose_backend(operator: str, requested: str, device: str, dtype: torch.dtype, size: int) -> str:
+    """Return the name of the backend of `operator` to run with inputs of this device type, dtype and size.
 
     `requested` is `auto` or a name. What is forced (`force_backends`, in training the YAML section `kernels`) replaces
     `auto`, and so does `DINOV2_<OPERATOR>_BACKEND` in the environment where nothing is forced.
@@ -59,14 +60,14 @@ def choose_backend(operator: str, requested: str, device: str, dtype: torch.dtyp
     source = "asked for by the caller"
     if requested == "auto":
         variable = f"DINOV2_{operator.upper()}_BACKEND"
-        requested, source = _forced.get(operator, "auto"), "forced by the configuration"
+        requested, source = _forced.get(operator, ("auto", ""))
         if requested == "auto":
-            requested, source = os.environ.get(variable, "auto"), f"forced by {variable}"
+            requested, source = os.environ.get(variable) or "auto", f"forced by {variable}"
     refusals: list[str] = []
     for backend in _operators[operator]:
         if requested not in ("auto", backend.name):
             continue
-        refusal = backend.refusal(device, dtype, states)
+        refusal = backend.refusal(device, dtype, size)
         if refusal is None:
             _report(operator, backend.name, source if requested != "auto" else "; ".join([f"on {device}", *refusals]))
             return backend.name
@@ -76,12 +77,14 @@ def choose_backend(operator: str, requested: str, device: str, dtype: torch.dtyp
         raise BackendError(f"{operator}: unknown backend {requested!r} ({source}){did_you_mean(requested, known)}")
     raise BackendError(
         f"{operator}: backend {requested!r} ({source}) cannot run: {'; '.join(refusals)}; "
-        f"choose auto or one of {', '.join(usable_backends(operator, device, dtype, states))}"
+        f"choose auto or one of {', '.join(usable_backends(operator, device, dtype, size))}"
     )
 
 
-def force_backends(choices: Mapping[str, str]) -> None:
+def force_backends(choices: Mapping[str, str], source: str = "forced by the configuration") -> None:
     """Use these backends (operator -> name or `auto`) from now on wherever a caller leaves the choice open.
+
+    `source` is what the log and errors say of it.
 
     Raises:
         BackendError: an operator or a backend is unknown.
@@ -92,14 +95,14 @@ def force_backends(choices: Mapping[str, str]) -> None:
         known = ["auto", *(backend.name for backend in _operators[operator])]
         if name not in known:
             raise BackendError(f"{operator}: unknown backend {name!r}{did_you_mean(name, known, listed=8)}")
-    _forced.update(choices)
+    _forced.update({operator: (name, source) for operator, name in choices.items()})
 
 
 @contextmanager
 def forced(**choices: str) -> Iterator[None]:
     """Use these backends inside a `with` block: `with forced(selective_scan="reference"): ...`."""
     before = dict(_forced)
-    force_backends(choices)
+    force_backends(choices, "forced for a part of the program")
     try:
         yield
     finally:
@@ -108,12 +111,12 @@ def forced(**choices: str) -> Iterator[None]:
 
 
 def chosen_backends() -> dict[str, dict[str, str]]:
-    """Return what each operator used last in this process: {operator: {"backend": name, "why": reason}}."""
-    return {operator: dict(choice) for operator, choice in _chosen.items()}
+    """Return what each operator has used in this process, and why at first: {operator: {backend: reason}}."""
+    return {operator: dict(choices) for operator, choices in _chosen.items()}
 
 
 def _report(operator: str, backend: str, why: str) -> None:
-    before = _chosen.get(operator, {})
-    if before.get("backend") != backend:
-        _chosen[operator] = {"backend": backend, "why": why}
+    choices = _chosen.setdefault(operator, {})
+    if backend not in choices:
+        choices[backend] = why
         logger.info("%s: backend %s (%s)", operator, backend, why)

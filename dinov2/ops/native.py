@@ -53,9 +53,13 @@ def load(source: Path) -> ctypes.CDLL:
     failures: dict[str, None] = {}  # what went wrong, each once, in order
     for flags in FLAG_SETS:
         try:
-            return _load(source, compiler, flags)
+            library = _load(source, compiler, flags)
         except (NativeError, OSError) as error:
             failures[str(error)] = None
+            continue
+        if "-fopenmp" not in flags:
+            logger.warning("%s runs on one thread: %s", source.name, "; ".join(failures))
+        return library
     raise NativeError(f"{shlex.join(compiler)} cannot build {source.name}: {'; '.join(failures)}")
 
 
@@ -79,12 +83,18 @@ def cache_folder() -> Path:
     """Return the folder of compiled kernels."""
     if folder := os.environ.get("DINOV2_CACHE_DIR"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2-pathology"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dinov2-pathology"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise NativeError(f"no folder to keep kernels in ({error}); set DINOV2_CACHE_DIR") from error
 
 
 def _compiler() -> list[str]:
-    if asked := os.environ.get("CC"):
-        command = shlex.split(asked)
+    if asked := os.environ.get("CC", "").strip():
+        try:
+            command = shlex.split(asked)
+        except ValueError as error:
+            raise NativeError(f"CC={asked!r} is not a command: {error}") from error
         if shutil.which(command[0]) is None:
             raise NativeError(f"CC={asked!r} is not a program")
         return command
@@ -98,10 +108,15 @@ def _load(source: Path, compiler: list[str], flags: tuple[str, ...]) -> ctypes.C
     parts = [source.read_text(), HEADER.read_text(), *compiler, *flags, _processor()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.so"
-    if not target.exists():
-        _compile(source, compiler, flags, target)
     # Every symbol is looked up now: a missing OpenMP is an error here and not an abort at the first call.
-    return ctypes.CDLL(str(target), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    mode = os.RTLD_NOW | os.RTLD_LOCAL
+    if target.exists():
+        try:
+            return ctypes.CDLL(str(target), mode=mode)
+        except OSError:  # damaged: made anew
+            target.unlink()
+    _compile(source, compiler, flags, target)
+    return ctypes.CDLL(str(target), mode=mode)
 
 
 def _compile(source: Path, compiler: list[str], flags: tuple[str, ...], target: Path) -> None:

@@ -57,7 +57,7 @@ INLINE vec vexp(vec x) {
     p = p * r + 0.49999991f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return (vec)((ivec)p + ((ivec)shifted << 23));
+    return choose(x != x, x, (vec)((ivec)p + ((ivec)shifted << 23)));
 }
 
 /* softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|); log(1 + e) = 2 atanh(e / (2 + e)) by its series.

@@ -66,6 +66,9 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
     return parser
 
 
+POSITIVE = ("threads", "repeats", "seconds", "batch", "lengths", "scaling", "dim", "states", "size", "matmul")
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, quick: Mapping[str, Any]
 ) -> tuple[argparse.Namespace, Options]:
@@ -80,9 +83,16 @@ def parse(
     args = parser.parse_args(given)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; leave the option out to measure the CPU")
-    for name in ("threads", "repeats"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: it must be 1 or more")
+    for name in POSITIVE:
+        given_values = getattr(args, name, None)
+        for value in given_values if isinstance(given_values, list) else [given_values]:
+            if value is not None and value <= 0:
+                raise UserError(f"--{name} {value}: it must be positive")
+    if args.json is not None:  # said now, not after minutes of measuring
+        try:
+            args.json.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--json {args.json}: its folder cannot be made: {error}") from error
     torch.set_num_threads(args.threads)
     options = Options(
         device=torch.device(args.device),

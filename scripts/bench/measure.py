@@ -77,7 +77,11 @@ def measure(
     device, dtype = options.device, options.dtype
     work = operator.make(shape, device, dtype)
     ours = operator.ours(shape, device, dtype)
-    contenders = [c for c in operator.contenders(shape, device, dtype, report.note) if c.name not in (without or [])]
+    everyone = operator.contenders(shape, device, dtype, report.note)
+    for name in without or []:
+        if name not in {contender.name for contender in everyone}:
+            report.note(f"--without {name!r}: there is no such row")
+    contenders = [contender for contender in everyone if contender.name not in (without or [])]
     contenders = [c for c in contenders if c.name == ours or not only_ours]
     contenders = [c for c in contenders if _checked(c, operator, work, dtype, report)]
     result: dict[str, Timing] = {}

@@ -1,6 +1,7 @@
 """What an export writes gives the backbone's embeddings, where it is to be used and without this package."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -231,6 +232,21 @@ def test_the_card_invents_no_training(tmp_path):
         assert "steps" not in body
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
+@pytest.mark.parametrize("file_format", ["timm", "safetensors"])
+def test_the_line_of_the_card_for_timm_pools_as_exported(tmp_path, file_format, pooling):
+    """TRIDENT's recipe uses it too."""
+    run = trained(tmp_path / "run")
+    export_backbone(run, file_format, tmp_path / "out", pooling=pooling)
+    _, body = card(tmp_path / "out")
+    line = re.search(r"`(timm\.create_model\(.*\))`", body).group(1).replace("FOLDER", str(tmp_path / "out"))
+    assert line in body.replace("FOLDER", str(tmp_path / "out")).split("With TRIDENT")[1]
+    model = eval(line, {"timm": timm}).eval()
+    x = images(2, 3, 64, 64)
+    torch.testing.assert_close(model(x), embedding(run, x, pooling))
+    assert model.head_hidden_size == model(x).shape[1]
+
+
 @pytest.mark.parametrize("file_format", ["timm", "safetensors", "torchscript"])
 def test_the_code_of_the_card_runs(tmp_path, file_format):
     run = trained(tmp_path / "run")
@@ -315,3 +331,20 @@ def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match=r"ONNX needs onnxruntime.*pip install 'dinov2-pathology\[export\]'"):
         export_backbone(trained(tmp_path / "run", "vit12"), "onnx", tmp_path / "out")
     assert names(tmp_path) == ["run"]
+
+
+def test_without_a_folder_it_is_written_beside_the_weights(tmp_path, capsys):
+    run = trained(tmp_path / "run")
+    assert main([str(run), "--format", "safetensors"]) == 0
+    assert (run / "export" / "safetensors" / "model.safetensors").is_file()
+    assert main([str(run / "teacher.safetensors"), "--format", "timm"]) == 0
+    assert (run / "export" / "timm" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--out", "/proc/nobody/x"], "--out '/proc/nobody/x' cannot be made"), (["--size", "0"], "--size 0: image of 0")],
+)
+def test_what_cannot_be_written_is_said(tmp_path, capsys, arguments, message):
+    assert main([str(trained(tmp_path / "run")), "--format", "timm", *arguments]) == 2
+    assert message in capsys.readouterr().err

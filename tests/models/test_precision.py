@@ -8,6 +8,7 @@ import torch.distributed as dist
 from precision_probe import watched
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from dinov2.distributed.parallelize import float32_modules, shard_backbone
@@ -94,7 +95,7 @@ def test_scans_and_einfft_compute_in_float32_under_autocast(name):
 @pytest.mark.parametrize("name", STATE_SPACE)
 def test_scans_and_einfft_compute_in_float32_under_a_bf16_policy(name, mesh):
     model = build(name)
-    shard_backbone(model, mesh, torch.bfloat16)
+    shard_backbone(model, mesh, MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     for projection in assert_float32_inside(model, lambda: model(images()).float().square().mean()):
         assert set(projection.parameters.values()) == {torch.bfloat16}  # the policy was at work
     model(images()).float().square().mean().backward()
@@ -111,7 +112,7 @@ def test_scans_and_einfft_compute_in_float32_under_a_bf16_policy(name, mesh):
 def test_a_sharded_backbone_computes_what_the_whole_one_does(name, reshard, mesh):
     whole = build(name, num_register_tokens=2)
     sharded = copy.deepcopy(whole)
-    shard_backbone(sharded, mesh, torch.float32, reshard_after_forward=reshard)
+    shard_backbone(sharded, mesh, MixedPrecisionPolicy(), reshard_after_forward=reshard)
     x, masks = images(2), torch.zeros(2, 16, dtype=torch.bool)
     masks[:, 3:7] = True
     ways = {
@@ -175,5 +176,5 @@ def test_losses_stay_finite_under_autocast(name):
 @pytest.mark.parametrize("name", STATE_SPACE)
 def test_losses_stay_finite_under_a_bf16_policy(name, mesh):
     model = build(name)
-    shard_backbone(model, mesh, torch.bfloat16)
+    shard_backbone(model, mesh, MixedPrecisionPolicy(torch.bfloat16, torch.float32))
     assert_learnt(train(model, model), model)

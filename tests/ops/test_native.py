@@ -85,6 +85,7 @@ def test_what_the_compiler_says_reaches_the_user(cache, tmp_path):
     ("cc", "path", "message"),
     [
         ("nonexistent-cc", os.environ.get("PATH", ""), "CC='nonexistent-cc' is not a program"),
+        ('gcc "', os.environ.get("PATH", ""), "is not a command: No closing quotation"),
         ("false", os.environ.get("PATH", ""), "ended with code 1"),
         ("", "", "no C compiler"),
     ],
@@ -97,6 +98,36 @@ def test_without_a_compiler_the_scan_runs_in_plain_pytorch(cache, monkeypatch, c
     assert selective_scan(x, x, -torch.ones(2, 1), parameters, parameters).isfinite().all()
     with pytest.raises(BackendError, match=message):
         selective_scan(x, x, -torch.ones(2, 1), parameters, parameters, backend="native")
+
+
+def test_without_a_home_it_says_what_to_set(cache, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DINOV2_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", nobody)
+    assert "set DINOV2_CACHE_DIR" in native.why_not(SOURCE)
+
+
+@needs_compiler
+def test_a_damaged_library_is_made_anew(cache, source):
+    code = f"from pathlib import Path; from dinov2.ops import native; native.load(Path({str(source)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)  # elsewhere: a process loads a name only once
+    (built,) = cache.iterdir()
+    built.write_bytes(b"")
+    native.load(source)
+    assert [path.name for path in cache.iterdir()] == [built.name]
+    assert built.stat().st_size > 0
+
+
+@needs_compiler
+def test_one_thread_is_worth_a_warning(cache, source, monkeypatch, caplog):
+    monkeypatch.setattr(native, "FLAG_SETS", (("-fno-such-flag", "-fopenmp"), ("-O3",)))
+    with caplog.at_level(logging.WARNING, logger="dinov2"):
+        native.load(source)
+    assert "sum.c runs on one thread" in caplog.text
+    assert "-fno-such-flag" in caplog.text
 
 
 @needs_compiler

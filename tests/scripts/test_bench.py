@@ -211,7 +211,7 @@ def test_the_table_is_aligned(bench):
 
 def test_user_errors_are_one_line(bench, capsys):
     assert bench.common.run(bench.einfft.program, ["--quick", "--threads", "0"]) == 2
-    assert "error: --threads 0: it must be 1 or more" in capsys.readouterr().err
+    assert "error: --threads 0: it must be positive" in capsys.readouterr().err
     assert bench.common.run(bench.einfft.program, ["--quick", "--batch", "1", "2", "3"]) == 2
     assert "3 numbers for 1 lengths" in capsys.readouterr().err
     assert bench.common.run(bench.backbones.program, ["--quick", "--names", "vit13"]) == 2

@@ -32,15 +32,18 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, before: int, backe
     width = weight.shape[-1]
     _check(x, weight, bias, before)
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64  # autocast leaves float64 alone
+    dtype = torch.get_autocast_dtype(device) if lowered else x.dtype
     name = choose_backend("conv_silu", backend, device, dtype, width)
     if name == "native":
         y = conv_silu_native(x.float(), weight.float().squeeze(1), None if bias is None else bias.float(), before)
         return y.to(dtype)
-    if name == "vendor":
+    if name == "vendor" and x.shape[2] % 8 == 0:  # what its kernel for our layout takes
         return conv_silu_vendor(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), before)
-    padded = F.pad(x.transpose(1, 2), (before, width - 1 - before))
-    return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0])).transpose(1, 2)
+    padded = F.pad(x.transpose(1, 2), (before, width - 1 - before)).to(dtype)
+    with torch.autocast(device, enabled=False):
+        mixed = F.conv1d(padded, weight.to(dtype), None if bias is None else bias.to(dtype), groups=weight.shape[0])
+        return F.silu(mixed).transpose(1, 2)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, before: int) -> None:

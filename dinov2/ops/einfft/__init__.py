@@ -37,15 +37,15 @@ def einfft(
         bias_1, bias_2: complex biases (2, 4, S).
         shrinkage: threshold of the softshrink after the second layer.
         backend: `auto`, `native` (C around matrix products, compiled at first use, on a CPU), `products` (matrix
-            products in plain PyTorch, anywhere) or `reference` (torch.fft).
+            products in plain PyTorch, anywhere), both up to 1,100 tokens, or `reference` (torch.fft).
 
     The computation runs in float32, or in float64 when `x` is float64.
 
     Raises:
         ValueError: a shape or dtype breaks the rules above (named), or the backend is unknown or cannot run.
     """
-    _check(x, {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2})
-    name = choose_backend("einfft", backend, x.device.type, x.dtype, x.shape[-1])
+    _check(x, {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}, shrinkage)
+    name = choose_backend("einfft", backend, x.device.type, x.dtype, int(x.shape[1]))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         tokens, w1, b1, w2, b2 = (tensor.to(dtype) for tensor in (x, weight_1, bias_1, weight_2, bias_2))
@@ -56,7 +56,9 @@ def einfft(
     return y.to(x.dtype)
 
 
-def _check(x: Tensor, parameters: dict[str, Tensor]) -> None:
+def _check(x: Tensor, parameters: dict[str, Tensor], shrinkage: float) -> None:
+    if not shrinkage >= 0:
+        raise ValueError(f"einfft: shrinkage is {shrinkage}; expected 0 or more")
     if x.ndim != 3 or 0 in x.shape or x.shape[-1] % BLOCKS:
         raise ValueError(
             f"einfft: x has shape {tuple(x.shape)}; expected a non-empty (batch, length, multiple of {BLOCKS})"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dinov2.ops.einfft.dft import half_spectrum_matrix
 from dinov2.ops.einfft.spectrum import signal, signal_native, spectrum, spectrum_native
@@ -60,6 +61,7 @@ class _EinFFT(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A compiled backward is traced under the autocast of its forward.
         with torch.autocast(grad.device.type, enabled=False):

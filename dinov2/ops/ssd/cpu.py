@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dinov2.ops.decay import log_decay
 
@@ -58,6 +59,7 @@ class _ChunkedSSD(torch.autograd.Function):
         return y.flatten(1, 2)[:, : x.shape[1]].flatten(2, 3)  # (B, L, H, P)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # A compiled backward is traced under the autocast of its forward.
         with torch.autocast(grad.device.type, enabled=False):

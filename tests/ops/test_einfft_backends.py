@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scan_loops import assert_near, usable, with_gradients
 
 from dinov2.ops import einfft
+from dinov2.ops.dispatch import usable_backends
 from dinov2.ops.einfft.dft import half_spectrum_matrix
 
 BACKENDS = usable("einfft")
@@ -79,6 +80,14 @@ def test_what_is_not_a_number_stays_visible(backend):
     assert einfft(**args, backend=backend).isnan().any()
 
 
+def test_long_sequences_are_transformed_fast():
+    args = draw(1, 1101, 1)
+    assert usable_backends("einfft", size=1101) == ["reference"]
+    assert torch.equal(einfft(**args), einfft(**args, backend="reference"))
+    with pytest.raises(ValueError, match="a Fourier transform is faster than a matrix product for 1101 tokens"):
+        einfft(**args, backend="products")
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 257])
 def test_the_half_spectrum_is_the_fourier_transform(length):
     matrix = half_spectrum_matrix(length, torch.float64, torch.device("cpu"))
@@ -98,6 +107,7 @@ def test_the_half_spectrum_is_the_fourier_transform(length):
         ({"weight_1": torch.ones(2, 4, 2, 3)}, r"weight_1 has shape \(2, 4, 2, 3\); expected \(2, 4, 2, 2\)"),
         ({"bias_2": torch.ones(4, 2)}, r"bias_2 has shape \(4, 2\); expected \(2, 4, 2\)"),
         ({"weight_2": torch.ones(2, 4, 2, 2, dtype=torch.complex64)}, r"weight_2 .* has dtype torch.complex64"),
+        ({"shrinkage": -0.1}, r"shrinkage is -0.1; expected 0 or more"),
         ({"bias_1": torch.ones(2, 4, 2, device="meta")}, r"bias_1 \(2, 4, 2\) is on meta but x is on cpu"),
     ],
 )
