@@ -29,9 +29,27 @@ cannot_run() {
     exit 3
 }
 
+# alive PID: whether that process runs; a dead one may linger as a zombie.
+alive() {
+    [[ -r /proc/$1/status ]] && ! grep -q '^State:[[:space:]]*Z' "/proc/$1/status"
+}
+
+dead() {
+    ! alive "$1"
+}
+
 # running NAME: whether the daemon whose process id is in NAME.pid runs.
 running() {
-    [[ -s $folder/$1.pid ]] && kill -0 "$(<"$folder/$1.pid")" 2>/dev/null
+    [[ -s $folder/$1.pid ]] && alive "$(<"$folder/$1.pid")"
+}
+
+# stop NAME: end that daemon, and wait for its process: it removes the file before its last words.
+stop() {
+    local pid
+    running "$1" || return 0
+    pid=$(<"$folder/$1.pid")
+    kill "$pid" 2>/dev/null || return 0
+    until_true 10 dead "$pid" || kill -9 "$pid" 2>/dev/null || true
 }
 
 # until_true SECONDS COMMAND...: try COMMAND until it succeeds.
@@ -154,19 +172,16 @@ down() {
     if running slurmctld; then
         scancel --full --partition=debug 2>/dev/null || true
         scancel --full --partition=urgent 2>/dev/null || true
-        until_true 20 bash -c '[[ -z $(squeue -h) ]]' || echo "warning: jobs were left running" >&2
+        until_true 20 no_jobs || echo "warning: jobs were left running" >&2
     fi
     for daemon in "${nodes[@]}" slurmctld munged; do
-        if running "$daemon"; then
-            kill "$(<"$folder/$daemon.pid")" || true
-            until_true 10 not_running "$daemon" || kill -9 "$(<"$folder/$daemon.pid")" 2>/dev/null || true
-        fi
+        stop "$daemon"
     done
-    rm -rf "$folder"
+    until_true 10 rm -rf "$folder" || rm -rf "$folder"
 }
 
-not_running() {
-    ! running "$1"
+no_jobs() {
+    [[ -z $(squeue -h) ]]
 }
 
 case ${1:-} in

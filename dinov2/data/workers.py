@@ -23,7 +23,8 @@ def init_worker(worker_id: int) -> None:
     """
     torch.set_num_threads(1)
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):
         # Blocked before the thread starts, so that no thread takes it and the guard can ask who sent it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

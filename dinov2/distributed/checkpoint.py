@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -34,6 +35,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import dinov2
+from dinov2.distributed.env import barrier, rank
 from dinov2.models.weights import TEACHER_FILE, save_backbone
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import write_text
@@ -64,11 +66,23 @@ class Checkpointer:
         if target.is_dir():
             return target
         temporary = self.folder / f".{iteration}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        barrier()
         with _quiet_about_one_process():
             save(_state(arch, optimizer, iteration), checkpoint_id=temporary)
-        save_backbone(temporary / TEACHER_FILE, teacher.state_dict(), config, iteration)
+        weights = full_state_dict(teacher)
+        if rank() == 0:
+            self._complete(temporary, target, weights, iteration, config)
+        barrier()
+        return target
+
+    def _complete(
+        self, temporary: Path, target: Path, weights: dict[str, torch.Tensor], iteration: int, config: SSLConfig
+    ) -> None:
+        """Add what one process writes, give the folder its name, and remove old ones."""
+        save_backbone(temporary / TEACHER_FILE, weights, config, iteration)
         about = {
             "iteration": iteration,
             "global_batch_size": config.train.global_batch_size,
@@ -80,7 +94,6 @@ class Checkpointer:
         os.replace(temporary, target)
         _sync_folder(self.folder)
         self._remove_old()
-        return target
 
     def restore(self, arch: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Load the newest readable checkpoint into `arch` and `optimizer`; return its iteration, 0 without any.
@@ -108,8 +121,11 @@ class Checkpointer:
             except (Exception, CheckpointException) as error:
                 reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
                 aside = path.with_name(f"{iteration}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(path, aside)
+                barrier()
+                if rank() == 0:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.replace(path, aside)
+                barrier()
                 logger.warning("checkpoint %s cannot be read (%s): now %s; trying the one before", path, reason, aside)
                 failures.append(f"{aside}: {reason}")
                 continue
@@ -128,6 +144,12 @@ class Checkpointer:
         for iteration in self.iterations()[: -self.keep_last]:
             if iteration % self.keep_every:
                 shutil.rmtree(self.folder / str(iteration), ignore_errors=True)
+
+
+def full_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the whole state of a module, sharded or not, on rank 0's CPU; all processes must call it."""
+    state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return cast(dict[str, torch.Tensor], state)
 
 
 def _state(arch: nn.Module, optimizer: torch.optim.Optimizer, iteration: int) -> dict[str, Any]:
@@ -159,9 +181,10 @@ def _quiet_about_one_process() -> Iterator[None]:
 
 
 def _rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
+    """Return this process's generators; one with other neighbours after a restart starts with fresh ones."""
+    states = {f"{rank()}.cpu": torch.get_rng_state()}
     if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
+        states[f"{rank()}.cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
@@ -169,9 +192,8 @@ def _apply(state: dict[str, Any], arch: nn.Module, optimizer: torch.optim.Optimi
     set_model_state_dict(arch, state["model"])
     groups = get_optimizer_state_dict(arch, optimizer)["param_groups"]
     set_optimizer_state_dict(arch, optimizer, {"state": state["optimizer"], "param_groups": groups})
-    torch.set_rng_state(state["rng"]["cpu"])
-    if "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"])
+    for name, value in state["rng"].items():
+        (torch.cuda if name.endswith("cuda") else torch).set_rng_state(value)
     return int(state["iteration"])
 
 

@@ -1,7 +1,9 @@
 """Where this process stands among the others, and collectives that are the identity when it is alone."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 
 def is_distributed() -> bool:
@@ -31,3 +33,14 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if is_distributed():
+        dist.barrier()
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Return the rows of all processes' tensors (B, ...), in order of rank; gradients flow back to their owners."""
+    return torch.cat(all_gather(tensor)) if is_distributed() else tensor

@@ -12,14 +12,16 @@ Three launchers, one result (`find_launch`), from environment variables only:
 
 import re
 import socket
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dinov2.distributed.slurm_nodes import first_host, reachable_name, tasks_on_node
 from dinov2.utils.errors import UserError
 
 FIRST_PORT, PORTS = 20000, 12000  # below the ports from which Linux serves outgoing connections (32768 on)
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 
 
 class LaunchError(UserError):
@@ -50,126 +52,69 @@ def find_launch(environ: Mapping[str, str]) -> Launch:
 
     Args:
         environ: environment variables, such as `os.environ`. Under Slurm, MASTER_ADDR and MASTER_PORT override the
-            address (the step's first node) and the port (20000 to 31999, from the numbers of job and step).
+            address (the step's first node) and the port (`derived_port`).
 
     Raises:
-        LaunchError: a variable is missing, is no number, or contradicts another; names the variable and the fix.
+        LaunchError: a variable is missing, is no number, or contradicts another; names it, its value and the fix.
     """
     if "RANK" in environ or "LOCAL_RANK" in environ:
         launch = _from_torchrun(environ)
+        names, fix = TORCHRUN, "start all processes with torchrun, or unset these variables for one process"
     elif _number(environ, "SLURM_STEP_NUM_TASKS", default=1) > 1:
         launch = _from_slurm(environ)
+        names, fix = SLURM, "start all processes with one srun, and set no variables of Slurm by hand"
     else:
         return SINGLE
-    _check(launch, environ)
+    for value, bound, name, limit in (
+        (launch.rank, launch.world_size, names[0], names[1]),
+        (launch.local_rank, launch.local_world_size, names[2], names[3]),
+    ):
+        if value >= bound:
+            raise LaunchError(f"{name} = {value}: must be smaller than {limit} = {environ[limit]}; {fix}")
+    if launch.local_world_size > launch.world_size:
+        raise LaunchError(f"{names[3]} = {environ[names[3]]}: must not exceed {names[1]} = {launch.world_size}; {fix}")
     return launch
 
 
 def derived_port(job: int, step: int = 0) -> int:
-    """Return the port at which a job's processes meet, the same on all of them: 20000 to 31999.
+    """Return the port at which the processes of a job's step meet, the same on all of them: 20000 to 31999.
 
-    Jobs that share a node have neighbouring numbers, and neighbouring steps run side by side: both get ports of their
-    own.
+    Jobs that share a node have neighbouring numbers, and steps of a job may run side by side: all get different ports.
     """
     return FIRST_PORT + (job + 1000 * step) % PORTS
 
 
-def first_host(nodes: str) -> str:
-    """Return the first host of a Slurm node list: `gpu[07-09,12],cpu1` gives `gpu07`.
-
-    Raises:
-        LaunchError: the list is empty.
-    """
-    host = re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", re.sub(r",(?![^\[]*\]).*", "", nodes))
-    if not host:
-        raise LaunchError(f"SLURM_STEP_NODELIST = {nodes!r}: names no host; start the program with srun")
-    return host
-
-
-def tasks_on_node(counts: str, node: int) -> int:
-    """Return how many tasks run on the node with number `node`; `counts` is Slurm's `2(x3),1`.
-
-    Raises:
-        LaunchError: there is no such node, or `counts` cannot be read.
-    """
-    tasks: list[int] = []
-    for part in counts.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
-            raise LaunchError(f"SLURM_STEP_TASKS_PER_NODE = {counts!r}: expected counts such as 2(x3),1; use srun")
-        tasks += [int(match[1])] * int(match[2] or 1)
-    if node >= len(tasks):
-        raise LaunchError(
-            f"SLURM_NODEID = {node}: SLURM_STEP_TASKS_PER_NODE = {counts!r} has {len(tasks)} nodes; use srun"
-        )
-    return tasks[node]
-
-
 def _from_torchrun(environ: Mapping[str, str]) -> Launch:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    return Launch(
-        *(_number(environ, name) for name in names), "torchrun", _text(environ, "MASTER_ADDR"), _port(environ)
-    )
+    rank, world_size, local_rank, local_world_size = (_number(environ, name) for name in TORCHRUN)
+    address = _text(environ, "MASTER_ADDR")
+    return Launch(rank, local_rank, world_size, local_world_size, "torchrun", address, _port(environ))
 
 
 def _from_slurm(environ: Mapping[str, str]) -> Launch:
-    port = derived_port(_number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID", default=0))
     nodes = environ.get("SLURM_STEP_NODELIST") or _text(environ, "SLURM_JOB_NODELIST")
-    return Launch(
-        _number(environ, "SLURM_PROCID"),
-        _number(environ, "SLURM_LOCALID"),
-        _number(environ, "SLURM_STEP_NUM_TASKS"),
-        tasks_on_node(_text(environ, "SLURM_STEP_TASKS_PER_NODE"), _number(environ, "SLURM_NODEID")),
-        "slurm",
-        environ.get("MASTER_ADDR") or reachable_name(first_host(nodes)),
-        _port(environ) if environ.get("MASTER_PORT") else port,
-    )
-
-
-def reachable_name(node: str) -> str:
-    """Return `node` if that name resolves, else the address under which Slurm reaches the node, else `node`.
-
-    A node's name in Slurm need not be a host's name: clusters in a cloud, and several nodes on one host.
-    """
+    counts, node = _text(environ, "SLURM_STEP_TASKS_PER_NODE"), _number(environ, "SLURM_NODEID")
     try:
-        socket.getaddrinfo(node, None)
-    except OSError:
-        command = ["scontrol", "show", "node", node, "--oneliner"]
-        try:
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            return node
-        match = re.search(r"\bNodeAddr=(\S+)", shown)
-        return match[1] if match else node
-    return node
-
-
-def _check(launch: Launch, environ: Mapping[str, str]) -> None:
-    slurm = launch.source == "slurm"
-    rank, size, local, local_size = (
-        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-        if slurm
-        else ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        host, local_world_size = first_host(nodes), tasks_on_node(counts, node)
+    except ValueError as error:
+        raise LaunchError(f"{error}; start all processes with one srun") from None
+    port = derived_port(_number(environ, "SLURM_JOB_ID"), _number(environ, "SLURM_STEP_ID", default=0))
+    return Launch(
+        rank=_number(environ, "SLURM_PROCID"),
+        local_rank=_number(environ, "SLURM_LOCALID"),
+        world_size=_number(environ, "SLURM_STEP_NUM_TASKS"),
+        local_world_size=local_world_size,
+        source="slurm",
+        address=environ.get("MASTER_ADDR") or reachable_name(host),
+        port=_port(environ) if environ.get("MASTER_PORT") else port,
     )
-    fix = "start all processes with one srun" if slurm else "start all processes with torchrun, or unset these variables"
-    for small, value, large, bound in (
-        (rank, launch.rank, size, launch.world_size),
-        (local, launch.local_rank, local_size, launch.local_world_size),
-    ):
-        if value >= bound:
-            raise LaunchError(f"{small} = {value}: must be smaller than {large} = {environ[large]}; {fix}")
-    if launch.local_world_size > launch.world_size:
-        raise LaunchError(
-            f"{local_size} = {environ[local_size]}: must not exceed {size} = {launch.world_size}; {fix}"
-        )
 
 
 def _text(environ: Mapping[str, str], name: str) -> str:
     value = environ.get(name)
     if not value:
+        others = ", ".join(f"{other}={environ[other]}" for other in (*TORCHRUN, *SLURM) if other in environ)
         raise LaunchError(
-            f"{name} is not set, while other variables of a launcher are ({_present(environ)}); start with torchrun or "
-            "srun, or unset these for one process"
+            f"{name} is not set, while {others} are: start with torchrun or srun, or unset these for one process"
         )
     return value
 
@@ -179,7 +124,9 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
         return default
     value = _text(environ, name)
     if not re.fullmatch(r"\d+", value):
-        raise LaunchError(f"{name} = {value!r}: expected a whole number from 0; unset it or start with torchrun or srun")
+        raise LaunchError(
+            f"{name} = {value!r}: expected a whole number from 0; unset it, or start with torchrun or srun"
+        )
     return int(value)
 
 
@@ -188,8 +135,3 @@ def _port(environ: Mapping[str, str]) -> int:
     if not 0 < port < 2**16:
         raise LaunchError(f"MASTER_PORT = {port}: expected 1 to 65535; set a free port, or leave it to the launcher")
     return port
-
-
-def _present(environ: Mapping[str, str]) -> str:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-    return ", ".join(f"{name}={environ[name]}" for name in names if name in environ)

@@ -1,18 +1,30 @@
-"""Sharding a backbone over processes with FSDP2 (`fully_shard`), with its sensitive parts in float32.
+"""How student and teacher are shared among processes: activation checkpointing, then torch.compile, then DDP or FSDP2.
 
-Mixed precision of FSDP2 belongs to a unit: the parameters of a unit are cast together when they are gathered. What must
-stay in float32 (the parameters of a scan, EinFFT) is therefore a unit of its own inside the unit of its block.
+That order is fixed: a checkpointed block is compiled as a whole, and a compiled block is a unit of FSDP. Units are the
+blocks of each backbone, the heads, and inside the blocks what computes in float32 (the parameters of a scan, EinFFT):
+FSDP2 casts a unit's parameters together when it gathers them, so these need units of their own. The teacher is sharded
+like the student and gets no gradients.
 """
+
+from typing import Literal, cast
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
 
+from dinov2.distributed.env import world_size
 from dinov2.layers.einfft import EinFFT
 from dinov2.layers.hydra import HydraScan
 from dinov2.layers.scan import SelectiveScan
 from dinov2.models.isotropic import IsotropicBackbone
+from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.utils.errors import ConfigError
+from dinov2.utils.schema import ParallelSection
+
+Strategy = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
 def float32_modules(model: nn.Module) -> list[nn.Module]:
@@ -20,31 +32,94 @@ def float32_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, SelectiveScan | HydraScan | EinFFT)]
 
 
+def resolve_strategy(strategy: str, processes: int) -> Strategy:
+    """Return the strategy to use with so many processes: one has nothing to share, `auto` means `fsdp` for several.
+
+    Raises:
+        ConfigError: `none` with several processes.
+    """
+    if processes == 1:
+        return "none"
+    if strategy == "none":
+        raise ConfigError(
+            f"parallel.strategy = none: {processes} processes were started, each would train a model of its own; use "
+            "auto, ddp, fsdp or hsdp"
+        )
+    return cast(Strategy, "fsdp" if strategy == "auto" else strategy)
+
+
+def parallelize(
+    arch: SSLMetaArch, section: ParallelSection, device: torch.device, param_dtype: torch.dtype | None, local_size: int
+) -> nn.Module:
+    """Apply checkpointing, compilation and sharding to `arch` in place; return the module to call for the losses.
+
+    Args:
+        arch: student and teacher, on `device`.
+        section: the configuration's `parallel`.
+        device: of this process.
+        param_dtype: FSDP's dtype of gathered parameters and activations; None leaves them as they are stored.
+        local_size: processes on this node, the size of a group that shards with `hsdp`.
+
+    Raises:
+        ConfigError: see `resolve_strategy`.
+    """
+    strategy = resolve_strategy(section.strategy, world_size())
+    blocks = arch.student_backbone.blocks
+    for index, block in enumerate(blocks if section.activation_checkpointing else ()):
+        blocks[index] = checkpoint_wrapper(block)
+    if section.compile:
+        for block in [*blocks, *arch.teacher_backbone.blocks]:
+            block.compile()
+    if strategy == "ddp":
+        # A step without masked patches leaves the mask token without a gradient.
+        return DistributedDataParallel(arch, broadcast_buffers=False, find_unused_parameters=True)
+    if strategy != "none":
+        shape = (world_size(),) if strategy == "fsdp" else (world_size() // local_size, local_size)
+        names = ("shard",) if strategy == "fsdp" else ("replicate", "shard")
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        reduce_dtype = None if section.reduce_dtype == "fp32" else torch.bfloat16
+        policy = MixedPrecisionPolicy(param_dtype, reduce_dtype or (torch.float32 if param_dtype else None))
+        for modules in (arch.student, arch.teacher):
+            for module in modules.values():
+                if isinstance(module, IsotropicBackbone):
+                    shard_backbone(module, mesh, policy, section.reshard_after_forward)
+                else:
+                    shard_head(module, mesh, policy, section.reshard_after_forward)
+    return arch
+
+
 def shard_backbone(
-    model: IsotropicBackbone,
-    mesh: DeviceMesh,
-    param_dtype: torch.dtype,
-    reduce_dtype: torch.dtype = torch.float32,
-    reshard_after_forward: bool = True,
+    model: IsotropicBackbone, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool = True
 ) -> None:
     """Shard `model` in place over `mesh`: a unit a float32 module, a unit a block, the rest in the root's unit.
 
     Args:
-        model: the backbone, with float32 parameters, which remain the ones that are stored and optimised.
-        mesh: one axis of processes, on the device where the model runs.
-        param_dtype: dtype of parameters and activations in the forward and backward; the modules of `float32_modules`
-            keep float32 parameters and take their inputs as they come.
-        reduce_dtype: dtype in which gradients are averaged over processes.
+        model: the backbone; its parameters remain stored and optimised in their own dtype, float32.
+        mesh: one axis of processes, or two (copies, shards), on the device where the model runs.
+        policy: dtypes of gathered parameters, activations and gradients' averages; the modules of `float32_modules`
+            keep their parameters' dtype and take their inputs as they come.
         reshard_after_forward: free a unit's gathered parameters after its forward and gather them again in the
             backward (less memory, more traffic). The root, needed last and first, keeps its own.
     """
-    exact = MixedPrecisionPolicy(torch.float32, torch.float32, cast_forward_inputs=False)
-    policy = MixedPrecisionPolicy(param_dtype, reduce_dtype)
+    # A frozen model has no backward that would end its gathered state.
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    reshard = reshard_after_forward or not trained
     for module in float32_modules(model):
-        fully_shard(module, mesh=mesh, mp_policy=exact, reshard_after_forward=reshard_after_forward)
+        fully_shard(
+            module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), reshard_after_forward=reshard
+        )
     for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
     # Parameters are gathered around `forward` only, unless told of the other ways in.
     for method in ("forward_features", "forward_features_list", "get_intermediate_layers"):
         register_fsdp_forward_method(model, method)
+
+
+def shard_head(
+    head: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard_after_forward: bool = True
+) -> None:
+    """Shard a DINO head in place: its last layer, the prototypes, is a unit, the layers before it another."""
+    reshard = reshard_after_forward or not any(parameter.requires_grad for parameter in head.parameters())
+    for module in (head.get_submodule("last_layer"), head):
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

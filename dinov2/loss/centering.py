@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.distributed.env import all_reduce_max, all_reduce_sum
+from dinov2.utils.precision import at_least_float32
 
 
 @torch.no_grad()
@@ -15,13 +16,13 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     diagonal ones, so that only their vectors change. Each row is shifted by its largest value, which its first factor
     makes good for, so that nothing overflows and no row vanishes.
     """
-    logits = scores.float() / temperature
+    logits = at_least_float32(scores) / temperature
     largest = logits.amax(1)  # (M,)
     highest = all_reduce_max(largest.amax() if len(largest) else largest.new_tensor(-torch.inf))
     kernel = torch.exp(logits - largest[:, None])  # (M, K), the largest of each row is 1
     per_row = torch.exp(largest - highest)  # (M,)
     per_column = kernel.new_ones(kernel.shape[1])  # (K,)
-    samples = all_reduce_sum(torch.tensor(float(kernel.shape[0]), device=kernel.device))
+    samples = all_reduce_sum(kernel.new_tensor(float(kernel.shape[0])))
     tiny = torch.finfo(kernel.dtype).tiny
     with torch.autocast(kernel.device.type, enabled=False):
         for _ in range(iterations):
@@ -44,9 +45,9 @@ class SoftmaxCenter(nn.Module):
     @torch.no_grad()
     def forward(self, scores: Tensor, temperature: float) -> Tensor:
         """Return targets (M, K) from scores (M, K) by the present centre, then move the centre towards their mean."""
-        targets = F.softmax((scores.float() - self.center) / temperature, dim=-1)
-        total = all_reduce_sum(scores.float().sum(0, keepdim=True))
+        targets = F.softmax((at_least_float32(scores) - self.center) / temperature, dim=-1)
+        total = all_reduce_sum(at_least_float32(scores).sum(0, keepdim=True))
         count = all_reduce_sum(torch.tensor(float(scores.shape[0]), device=scores.device))
         if count > 0:
-            self.center.lerp_(total / count, 1 - self.momentum)
+            self.center.lerp_((total / count).to(self.center.dtype), 1 - self.momentum)
         return targets

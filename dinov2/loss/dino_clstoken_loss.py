@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov2.utils.precision import at_least_float32
+
 
 def dino_loss(student_scores: Sequence[Tensor], targets: Sequence[Tensor], student_temp: float = 0.1) -> Tensor:
     """Return the sum over all pairs (student crop, target crop) of the mean cross-entropy over images.
@@ -16,5 +18,7 @@ def dino_loss(student_scores: Sequence[Tensor], targets: Sequence[Tensor], stude
     """
     # The cross-entropy is linear in the targets: sum them first, one product a student crop.
     total = sum(targets[1:], start=targets[0])  # (B, K)
-    losses = [-(total * F.log_softmax(s.float() / student_temp, dim=-1)).sum(-1).mean() for s in student_scores]
+    losses = [
+        -(total * F.log_softmax(at_least_float32(s) / student_temp, dim=-1)).sum(-1).mean() for s in student_scores
+    ]
     return sum(losses[1:], start=losses[0])

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov2.utils.precision import at_least_float32
+
 
 def ibot_patch_loss(
     student_scores: Tensor, targets: Tensor, weights: Tensor, n_images: int, student_temp: float = 0.1
@@ -16,5 +18,5 @@ def ibot_patch_loss(
         n_images: images in the batch, those without a mask included.
         student_temp: temperature of the student's softmax.
     """
-    entropy = -(targets * F.log_softmax(student_scores.float() / student_temp, dim=-1)).sum(-1)  # (M,)
+    entropy = -(targets * F.log_softmax(at_least_float32(student_scores) / student_temp, dim=-1)).sum(-1)  # (M,)
     return (entropy * weights).sum() / n_images

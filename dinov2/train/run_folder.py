@@ -19,10 +19,12 @@ FREE_KEYS = frozenset(
         "train.checkpoint_period_iterations",
         "train.keep_last_checkpoints",
         "train.log_period_iterations",
+        "train.stop_before_minutes",
         "evaluation.eval_period_iterations",
         "data.max_bad_fraction",
     }
 )
+FREE_SECTIONS = ("kernels.", "parallel.")  # how it is computed, not what
 
 
 def check_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> None:
@@ -37,19 +39,27 @@ def check_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> No
         raise RunFolderError(f"output folder {str(folder)!r} is a file; give a folder with --output-dir")
     if path.is_file():
         differing = differing_keys(_stored_values(path), config_to_dict(config))
-        rows = [f"{key}: {a!r} there, {b!r} here" for key, (a, b) in differing.items() if key not in FREE_KEYS]
+        rows = [f"{key}: {a!r} there, {b!r} here" for key, (a, b) in differing.items() if not _is_free(key)]
         if rows and not force:
             raise RunFolderError(
                 f"output folder {str(folder)!r} holds a run of another configuration:\n  "
                 + "\n  ".join(rows)
                 + "\ngive another --output-dir, or --force to go on with the new values"
             )
-    elif folder.is_dir() and any(folder.iterdir()) and not force:
-        names = ", ".join(sorted(item.name for item in folder.iterdir())[:5])
+    elif folder.is_dir() and (names := _foreign_names(folder)) and not force:
         raise RunFolderError(
-            f"output folder {str(folder)!r} is not empty and holds no config.yaml ({names}); give a new or empty "
-            "--output-dir, or --force to write into it"
+            f"output folder {str(folder)!r} is not empty and holds no config.yaml ({', '.join(names[:5])}); give a "
+            "new or empty --output-dir, or --force to write into it"
         )
+
+
+def _foreign_names(folder: Path) -> list[str]:
+    """Return what lies in a folder before its first run, but for the logs of the job that is to run there."""
+    return sorted(item.name for item in folder.iterdir() if item.name != "submitit")
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or key.startswith(FREE_SECTIONS)
 
 
 def write_config(folder: Path, config: SSLConfig) -> None:

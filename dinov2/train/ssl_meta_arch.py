@@ -11,6 +11,7 @@ from dinov2.data.collate import MultiCropBatch
 from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import SoftmaxCenter, dino_loss, ibot_patch_loss, koleo_loss, sinkhorn_knopp
 from dinov2.models import IsotropicBackbone, build_model_from_cfg
+from dinov2.utils.precision import at_least_float32
 from dinov2.utils.schema import DinoSection, IbotSection, SSLConfig
 
 N_GLOBAL_CROPS = 2
@@ -78,7 +79,11 @@ class SSLMetaArch(nn.Module):
             parts["dino_local_crops_loss"] = self.dino.loss_weight * local / pairs
         if self.dino.koleo_loss_weight:
             spread = sum(
-                (koleo_loss(crop) for crop in global_cls.chunk(N_GLOBAL_CROPS)), start=global_cls.new_zeros(())
+                (
+                    koleo_loss(crop, distributed=self.dino.koleo_loss_distributed)
+                    for crop in global_cls.chunk(N_GLOBAL_CROPS)
+                ),
+                start=global_cls.new_zeros(()),
             )
             parts["koleo_loss"] = self.dino.koleo_loss_weight * spread
         if self.ibot.loss_weight:
@@ -86,7 +91,7 @@ class SSLMetaArch(nn.Module):
             scores = self._patch_head(self.student)(patches)
             patch_loss = ibot_patch_loss(scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
             parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
-        parts["total_loss"] = torch.stack([part.float() for part in parts.values()]).sum()
+        parts["total_loss"] = torch.stack([at_least_float32(part) for part in parts.values()]).sum()
         return parts
 
     @torch.no_grad()

@@ -2,11 +2,14 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinov2.train.trainer import Trainer
+from dinov2.distributed.launch import find_launch
+from dinov2.distributed.process_group import process_group
+from dinov2.train.trainer import Trainer, device_type
 from dinov2.utils.config import load_config
 from dinov2.utils.errors import DivergenceError, UserError
 from dinov2.utils.schema import SSLConfig
@@ -15,6 +18,10 @@ EXAMPLES = """\
 examples:
   # the paper's MVHybrid on a folder of tiles
   python -m dinov2.train --config-file configs/train/mvhybrid.yaml --output-dir runs/mvhybrid \\
+      train.dataset_path=Folder:root=TILES
+
+  # two processes on this machine, sharded with FSDP
+  torchrun --nproc-per-node 2 -m dinov2.train --config-file configs/train/mvhybrid.yaml --output-dir runs/mvhybrid \\
       train.dataset_path=Folder:root=TILES
 
   # the laptop recipe with another backbone, for 100 steps
@@ -69,4 +76,9 @@ def train(config: SSLConfig, force: bool = False) -> int:
     Raises:
         UserError: the configuration, the data or the output folder cannot be used.
     """
-    return Trainer(config, Path(config.train.output_dir), force).run()
+    launch = find_launch(os.environ)
+    if launch.rank:
+        logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
+    timeout = config.parallel.timeout_minutes
+    with process_group(launch, device_type(config.train.device), timeout) as device:
+        return Trainer(config, Path(config.train.output_dir), force, device, launch.local_world_size).run()

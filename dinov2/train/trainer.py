@@ -2,28 +2,35 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.collate import MultiCropBatch
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import TooManyBadTilesError
 from dinov2.data.loaders import MultiCropLoader, make_loader
-from dinov2.distributed.checkpoint import Checkpointer
-from dinov2.distributed.env import rank, world_size
+from dinov2.distributed.checkpoint import Checkpointer, full_state_dict
+from dinov2.distributed.env import all_reduce_max, all_reduce_sum, rank, world_size
+from dinov2.distributed.parallelize import parallelize, resolve_strategy
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
 from dinov2.models.weights import TEACHER_FILE, load_backbone, save_backbone
 from dinov2.ops.dispatch import force_backends
 from dinov2.train.batch_plan import BatchPlan
-from dinov2.train.interrupt import StopRequest
+from dinov2.train.interrupt import StopReason, StopRequest
 from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.requeue import job_deadline, requeue_if_slurm
 from dinov2.train.run_folder import check_run_folder, write_config
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -37,9 +44,21 @@ logger = logging.getLogger("dinov2")
 class Trainer:
     """Everything a run needs, from its configuration; `run` trains to the end or to a stop signal."""
 
-    def __init__(self, config: SSLConfig, folder: Path, force: bool = False) -> None:
+    def __init__(
+        self,
+        config: SSLConfig,
+        folder: Path,
+        force: bool = False,
+        device: torch.device | None = None,
+        local_size: int = 1,
+    ) -> None:
+        """Prepare a run in `folder`, on `device` (as the configuration says, without) with `local_size` processes here.
+
+        Raises:
+            UserError: the configuration, the data or the folder cannot be used.
+        """
         self.config, self.folder = config, folder
-        self.device = _choose_device(config.train.device)
+        self.device = device or torch.device(device_type(config.train.device))
         if config.train.num_threads:
             torch.set_num_threads(config.train.num_threads)
         force_backends(asdict(config.kernels))
@@ -52,13 +71,19 @@ class Trainer:
             folder / "checkpoints", train.keep_last_checkpoints, train.saveckp_freq * train.OFFICIAL_EPOCH_LENGTH
         )
         torch.manual_seed(train.seed)
-        self.arch = SSLMetaArch(config)
+        self.arch = self._make_arch()
         if not self.checkpointer.iterations():
             _load_pretrained(self.arch, config)
         self.arch.to(self.device).train()
+        self.autocast_dtype = _autocast_dtype(config.compute_precision.dtype, self.device)
+        self.objective = parallelize(self.arch, config.parallel, self.device, self.autocast_dtype, local_size)
+        if rank():
+            torch.manual_seed(train.seed + rank())  # processes drop other paths
         self.optimizer = build_optimizer(self.arch.student, config.optim)
         self.schedules = Schedules.from_config(config, self.plan.global_batch)
-        self.autocast_dtype = _autocast_dtype(config.compute_precision.dtype, self.device)
+
+    def _make_arch(self) -> SSLMetaArch:
+        return SSLMetaArch(self.config)
 
     def run(self) -> int:
         """Train from the newest checkpoint on; return 0 when all steps are done, 128 + signal when stopped by one.
@@ -70,35 +95,41 @@ class Trainer:
         train = self.config.train
         start = step = self.checkpointer.restore(self.arch, self.optimizer)
         end = min(self.schedules.total_steps, train.max_steps or self.schedules.total_steps)
-        write_config(self.folder, self.config)
+        if rank() == 0:
+            write_config(self.folder, self.config)
         self._announce(start, end)
-        with StopRequest() as stop, logging_redirect_tqdm(), MetricsLog(self.folder, start, end) as metrics:
+        sinks = MetricsLog(self.folder, start, end) if rank() == 0 else nullcontext()
+        with StopRequest() as stop, logging_redirect_tqdm(), sinks as metrics:
+            stop.stop_at(job_deadline(os.environ, train.stop_before_minutes))
             batches = iter(self._loader(start))
-            while step < end and stop.signal is None:
+            while step < end and not (stopped := _agreed_reason(stop)):
                 began = time.perf_counter()
                 values = self.schedules.at(step)
                 try:
                     numbers = self.step(batches, values)
                 except TooManyBadTilesError:
-                    self._save(step)
+                    if world_size() == 1:  # the others wait elsewhere
+                        self._save(step)
                     raise
-                if step % train.log_period_iterations == 0:
+                if metrics and step % train.log_period_iterations == 0:
                     seconds = time.perf_counter() - began
                     speed = {"step_seconds": seconds, "images_per_second": self.plan.global_batch / seconds}
                     metrics.log(step, numbers | _schedule_values(values) | speed)
-                if step == start:
+                if rank() == 0 and step == start:
                     self._write_run_info()
                 step += 1
-                metrics.advance()
+                if metrics:
+                    metrics.advance()
                 if step % train.checkpoint_period_iterations == 0 or step % self.checkpointer.keep_every == 0:
                     self._save(step)
                 elif step % self.config.evaluation.eval_period_iterations == 0:
                     self._export(step)
             del batches  # ends the loader's workers
             self._save(step)  # still deaf to further signals
-        if stop.signal is not None and step < end:
+        if step < end:
             logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
-            return 128 + stop.signal
+            requeue_if_slurm(stopped, rank(), os.environ)
+            return stopped.exit_code
         logger.info("finished %d steps; the teacher is in %s", step, self.folder / TEACHER_FILE)
         return 0
 
@@ -116,15 +147,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         waited = 0.0
-        for _ in range(self.plan.accumulate):
+        for micro in range(self.plan.accumulate):
             began = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - began
-            with torch.autocast(
-                self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+            with (
+                torch.autocast(
+                    self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
+                ),
+                self._synchronised(last=micro == self.plan.accumulate - 1),
             ):
-                parts = self.arch(batch.to(self.device, non_blocking=True), values.teacher_temp)
-            (parts["total_loss"] / self.plan.accumulate).backward()
+                parts = self.objective(batch.to(self.device, non_blocking=True), values.teacher_temp)
+                (parts["total_loss"] / self.plan.accumulate).backward()
             for name, part in parts.items():
                 sums[name] = sums.get(name, 0) + part.detach() / self.plan.accumulate
         numbers = _finite_numbers(sums | self._clip(), batch.step)
@@ -135,10 +169,17 @@ class Trainer:
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients of backbone and heads separately, as DINOv2 does; return their norms before."""
         limit = self.config.optim.clip_grad or float("inf")
-        return {
-            f"grad_norm_{name}": nn.utils.clip_grad_norm_(module.parameters(), limit)
-            for name, module in self.arch.student.items()
-        }
+        norms = {}
+        for name, module in self.arch.student.items():
+            norm = nn.utils.clip_grad_norm_(module.parameters(), limit)
+            norms[f"grad_norm_{name}"] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norms
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Let DDP average gradients only after the last micro-batch."""
+        if isinstance(self.objective, DistributedDataParallel) and not last:
+            return self.objective.no_sync()
+        return nullcontext()
 
     def _loader(self, start: int) -> MultiCropLoader:
         config = self.config
@@ -163,7 +204,9 @@ class Trainer:
         self._export(step)
 
     def _export(self, step: int) -> None:
-        save_backbone(self.folder / TEACHER_FILE, self.arch.teacher_backbone.state_dict(), self.config, step)
+        weights = full_state_dict(self.arch.teacher_backbone)
+        if rank() == 0:
+            save_backbone(self.folder / TEACHER_FILE, weights, self.config, step)
 
     def _announce(self, start: int, end: int) -> None:
         spec = self.arch.student_backbone.spec
@@ -184,6 +227,8 @@ class Trainer:
             tiles=len(self.dataset),
             global_batch_size=self.plan.global_batch,
             parameters=sum(p.numel() for p in self.arch.student_backbone.parameters()),
+            processes=world_size(),
+            strategy=resolve_strategy(self.config.parallel.strategy, world_size()),
         )
 
 
@@ -193,12 +238,22 @@ def _open_dataset(path: str) -> TileDataset:
     return make_dataset(path)
 
 
-def _choose_device(name: str) -> torch.device:
+def device_type(name: str) -> str:
+    """Return `cuda` or `cpu` for `train.device`.
+
+    Raises:
+        ConfigError: `cuda` where there is none.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device = cuda: this machine has no usable CUDA device; use auto or cpu")
-    return torch.device(name)
+    return name
+
+
+def _agreed_reason(stop: StopRequest) -> StopReason:
+    """Return the weightiest reason to stop that any of the processes has."""
+    return StopReason(int(all_reduce_max(torch.tensor(stop.code()))))
 
 
 def _autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
@@ -221,8 +276,9 @@ def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:
 
 
 def _finite_numbers(tensors: dict[str, Tensor], step: int) -> dict[str, float]:
-    """Bring scalars to the host at once; raise DivergenceError naming those that are NaN or infinite."""
-    numbers = dict(zip(tensors, torch.stack([tensor.float() for tensor in tensors.values()]).tolist(), strict=True))
+    """Bring scalars' means over processes to the host; raise DivergenceError naming those NaN or infinite."""
+    means = all_reduce_sum(torch.stack([tensor.double() for tensor in tensors.values()])) / world_size()
+    numbers = dict(zip(tensors, means.tolist(), strict=True))
     broken = ", ".join(f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value))
     if broken:
         raise DivergenceError(

@@ -32,6 +32,7 @@ class DinoSection:
     head_nlayers: int = 3
     head_hidden_dim: int = 2048
     koleo_loss_weight: float = 0.1
+    koleo_loss_distributed: bool = True
 
 
 @dataclass
@@ -67,6 +68,7 @@ class TrainSection:
     centering: Literal["centering", "sinkhorn_knopp"] = "sinkhorn_knopp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int | None = None
+    stop_before_minutes: float = 0.0
 
 
 @dataclass
@@ -84,6 +86,18 @@ class KernelsSection:
     ssd: Literal["auto", "triton", "vendor", "cpu", "quadratic", "reference"] = "auto"
     einfft: Literal["auto", "native", "products", "reference"] = "auto"
     conv_silu: Literal["auto", "vendor", "native", "plain"] = "auto"
+
+
+@dataclass
+class ParallelSection:
+    """`parallel`: how several processes share the work."""
+
+    strategy: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
+    reshard_after_forward: bool = True
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    timeout_minutes: float = 30.0
 
 
 @dataclass
@@ -219,3 +233,4 @@ class SSLConfig:
     crops: CropsSection = field(default_factory=CropsSection)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     kernels: KernelsSection = field(default_factory=KernelsSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)

@@ -35,11 +35,11 @@ def test_it_is_the_procedure(samples, prototypes, temperature):
 def test_rows_sum_to_one_and_columns_to_their_share():
     scores = torch.from_numpy(scores_of(96, 12))
     targets = sinkhorn_knopp(scores, 0.5, iterations=50)
-    torch.testing.assert_close(targets.sum(1), torch.ones(96))
-    torch.testing.assert_close(targets.sum(0), torch.full((12,), 96 / 12), rtol=1e-3, atol=0)
+    torch.testing.assert_close(targets.sum(1), scores.new_ones(96))
+    torch.testing.assert_close(targets.sum(0), scores.new_full((12,), 96 / 12), rtol=1e-3, atol=0)
     # Three rounds come near; the softmax alone does not.
     three = sinkhorn_knopp(scores, 0.07)
-    torch.testing.assert_close(three.sum(1), torch.ones(96))
+    torch.testing.assert_close(three.sum(1), scores.new_ones(96))
     spread = (three.sum(0) - 8).abs().max()
     assert spread < 2.5
     assert spread < 0.5 * (torch.softmax(scores / 0.07, -1).sum(0) - 8).abs().max()

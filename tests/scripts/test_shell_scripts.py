@@ -86,7 +86,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "queued"), [(0, 0, False), (2, 0, False), (143, 0, True), (143, 50, False)]
+    ("code", "restarts", "queued"), [(0, 0, False), (2, 0, False), (143, 0, False), (143, 50, False)]
 )
 def test_pretrain_job(code: int, restarts: int, queued: bool, cluster: dict[str, str], tmp_path: Path) -> None:
     done = bash(

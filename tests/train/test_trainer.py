@@ -84,7 +84,7 @@ def test_run_folder_holds_what_it_should(small, tmp_path):
         8,
     ]  # every second epoch, and the last
     info = json.loads((run / "run.json").read_text())
-    assert info["kernels"]["selective_scan"]["backend"] == usable_backends("selective_scan")[0]
+    assert usable_backends("selective_scan")[0] in info["kernels"]["selective_scan"]
     assert (
         info["versions"]["torch"] == torch.__version__.split("+")[0] or info["versions"]["torch"] == torch.__version__
     )

@@ -1,0 +1,107 @@
+"""The process group of a run: made from a `Launch`, ended without waiting for processes that will never come.
+
+A rank that fails writes who it is, where and why into the store in which all ranks have met, before it goes. The others
+notice by a broken or timed-out collective, which says nothing of the cause, and can then name the first to fail.
+"""
+
+import faulthandler
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from dinov2.distributed.launch import Launch, LaunchError
+
+logger = logging.getLogger("dinov2")
+FAILURE = "first_failure"
+EXIT_SECONDS = 60.0
+
+
+@contextmanager
+def process_group(launch: Launch, device_type: str, timeout_minutes: float = 30.0) -> Iterator[torch.device]:
+    """Provide this process's device with, when there are several processes, a process group around the block.
+
+    The block ends on all ranks together (a barrier). When it raises, nothing is awaited: the failure is logged with its
+    rank, the other ranks' failures name the first one, and the process ends within a minute even if a library still
+    waits for the others. Under srun give `--kill-on-bad-exit=1`, so that all tasks end with the first; torchrun does
+    so by itself.
+
+    Args:
+        launch: what `find_launch` returned.
+        device_type: "cuda" (NCCL, with gloo for tensors on the CPU) or "cpu" (gloo).
+        timeout_minutes: how long the processes wait for each other at the start and in any collective.
+
+    Yields:
+        the CPU, or this process's CUDA device, which is also made the current one.
+
+    Raises:
+        LaunchError: there are more processes than CUDA devices on this node.
+    """
+    device = _device(launch, device_type)
+    if launch.world_size == 1:
+        yield device
+        return
+    timeout = timedelta(minutes=timeout_minutes)
+    store = _meet(launch, timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield device
+        dist.barrier()  # rank 0 holds the store, and may not leave first
+    except BaseException as error:
+        _report(launch, store, error)
+        # Libraries may wait for the lost ranks while the interpreter shuts down.
+        faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=2)
+        raise
+    dist.destroy_process_group()
+
+
+def _device(launch: Launch, device_type: str) -> torch.device:
+    if device_type != "cuda":
+        return torch.device(device_type)
+    count = torch.cuda.device_count()
+    # Slurm may show each task only the device that is bound to it.
+    index = 0 if count == 1 and launch.source == "slurm" else launch.local_rank
+    if index >= count:
+        raise LaunchError(
+            f"{launch.local_world_size} processes on this node, but {count} CUDA devices "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): start one process a device"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _meet(launch: Launch, timeout: timedelta) -> Store:
+    """Return the store that all ranks share; torchrun has one of its own, which only its environment leads to."""
+    host = f"[{launch.address}]" if ":" in launch.address else launch.address
+    url = "env://" if launch.source == "torchrun" else f"tcp://{host}:{launch.port}"
+    store, _, _ = next(rendezvous(url, launch.rank, launch.world_size, timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def _report(launch: Launch, store: Store, error: BaseException) -> None:
+    """Log a failure with its rank, and the first one if that was another's."""
+    if isinstance(error, SystemExit) and not error.code:
+        return
+    described = f"{launch}: {type(error).__name__}: {error}"
+    try:
+        first = store.compare_set(FAILURE, "", described).decode()
+    except RuntimeError:  # the store went with rank 0
+        first = "" if launch.rank == 0 else "unknown, rank 0 is gone; see its log"
+    logger.error("%s failed: %s: %s", launch, type(error).__name__, error)  # the traceback follows, from Python
+    if first not in ("", described):
+        logger.error("%s failed because of another; the first to fail was %s", launch, first.splitlines()[0])

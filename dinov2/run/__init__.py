@@ -1,0 +1,1 @@
+"""Submitting training to a cluster."""

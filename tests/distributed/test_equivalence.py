@@ -1,0 +1,127 @@
+"""Several processes compute what one does: the same losses and parameters from the same global batch, in float64."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dinov2.utils.config import to_yaml
+
+PROGRAM = Path(__file__).with_name("train_ranks.py")
+BACKBONES = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def launch(processes, configs):
+    """Run the program in so many processes as torchrun would, and return their exit codes and outputs."""
+    port = free_port()
+    running = []
+    for rank in range(processes):
+        environ = os.environ | {"OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        command = [sys.executable, str(PROGRAM), *map(str, configs)]
+        running.append(
+            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    outputs = [process.communicate(timeout=600)[0] for process in running]
+    return [process.returncode for process in running], outputs
+
+
+@pytest.fixture
+def write(small, tmp_path):
+    """Return a function that writes a configuration of eight images a step for a run folder, and gives its path."""
+
+    def write(folder, steps, **sections):
+        train = {
+            "output_dir": str(folder),
+            "batch_size_per_gpu": 8,
+            "global_batch_size": 8,
+            "max_steps": steps,
+            "OFFICIAL_EPOCH_LENGTH": 10,
+            "checkpoint_period_iterations": 10,
+        }
+        path = tmp_path / f"{folder.name}-{steps}.yaml"
+        path.write_text(to_yaml(small(train=train, **sections)))
+        return path
+
+    return write
+
+
+def train(processes, configs):
+    codes, outputs = launch(processes, configs)
+    assert codes == [0] * processes, "\n".join(outputs)
+
+
+def results(folder):
+    """Return the losses and gradient norms of every step, and the final state."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [{k: v for k, v in line.items() if "loss" in k or "norm" in k} for line in lines]
+    return losses, torch.load(folder / "final.pt", weights_only=True)
+
+
+def assert_same(folder, expected_folder):
+    (found, state), (expected, expected_state) = results(folder), results(expected_folder)
+    assert len(found) == len(expected) > 1
+    assert expected[0]["total_loss"] != expected[-1]["total_loss"]
+    for step, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-9), f"{folder.name}, step {step}"
+    assert state.keys() == expected_state.keys()
+    for name, tensor in expected_state.items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{folder.name}: {name}")
+
+
+def test_any_number_of_processes_gives_the_same(write, tmp_path):
+    """All six backbones, 20 steps: 1 process, 2 with DDP, 2 and 4 with FSDP."""
+    for name, processes, strategy in (
+        ("one", 1, "none"),
+        ("ddp2", 2, "ddp"),
+        ("fsdp2", 2, "fsdp"),
+        ("fsdp4", 4, "fsdp"),
+    ):
+        folders = [tmp_path / f"{name}-{arch}" for arch in BACKBONES]
+        parallel = {"strategy": strategy}
+        train(
+            processes,
+            [
+                write(folder, 20, student={"arch": arch}, parallel=parallel)
+                for folder, arch in zip(folders, BACKBONES, strict=True)
+            ],
+        )
+        for folder, arch in zip(folders, BACKBONES, strict=True):
+            assert_same(folder, tmp_path / f"one-{arch}")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tmp_path):
+    """Ten steps, then ten more from the checkpoint, give what twenty in one go give."""
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    train(1, [write(whole, 20)])
+    train(before, [write(split, 10)])
+    train(after, [write(split, 20)])
+    assert_same(split, whole)
+
+
+def test_options_of_the_parallel_section_change_nothing(write, tmp_path):
+    """hsdp over 2 x 2, activation checkpointing, gathered parameters kept: the same losses."""
+    train(1, [write(tmp_path / "one", 5)])
+    options = {"strategy": "hsdp", "activation_checkpointing": True, "reshard_after_forward": False}
+    train(4, [write(tmp_path / "hsdp", 5, parallel=options)])
+    assert_same(tmp_path / "hsdp", tmp_path / "one")

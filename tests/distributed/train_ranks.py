@@ -1,0 +1,54 @@
+"""Training runs in float64 for the launchers: `python train_ranks.py CONFIG...`; rank 0 writes `final.pt` into each."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dinov2.distributed.checkpoint import full_state_dict
+from dinov2.distributed.env import rank
+from dinov2.distributed.launch import find_launch
+from dinov2.distributed.process_group import process_group
+from dinov2.train.trainer import Trainer
+from dinov2.utils.config import load_config
+
+
+class DoubleTrainer(Trainer):
+    """Everything in float64, so that only a wrong sum can tell the number of processes."""
+
+    def _make_arch(self):
+        return super()._make_arch().double()
+
+    def step(self, batches, values):
+        return super().step((_double(batch) for batch in batches), values)
+
+
+def _double(batch):
+    return replace(
+        batch,
+        global_crops=batch.global_crops.double(),
+        local_crops=batch.local_crops.double(),
+        mask_weights=batch.mask_weights.double(),
+    )
+
+
+def main(*config_files: str) -> int:
+    torch.set_num_threads(1)
+    launch = find_launch(os.environ)
+    with process_group(launch, "cpu", 2.0) as device:
+        for config_file in config_files:
+            config = load_config(config_file, [])
+            folder = Path(config.train.output_dir)
+            trainer = DoubleTrainer(config, folder, False, device, launch.local_world_size)
+            if code := trainer.run():
+                return code
+            state = full_state_dict(trainer.arch)
+            if rank() == 0:
+                torch.save(state, folder / "final.pt")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

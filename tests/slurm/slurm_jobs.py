@@ -1,0 +1,61 @@
+"""Asking Slurm, and what a test wants to know of a job."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command, **environ):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=os.environ | environ, timeout=60)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout.strip()
+
+
+def wait_until(condition, seconds, describe=lambda: ""):
+    """Return the first true value of `condition()`; fail with `describe()` after some seconds."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {describe()}"
+        time.sleep(0.2)
+    return value
+
+
+class Job:
+    """A job of `slurm/pretrain.sbatch` in a folder of its own."""
+
+    def __init__(self, number, folder):
+        self.number, self.folder = number, folder
+
+    def log(self):
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*.out")))
+
+    def state(self, key="JobState"):
+        return re.search(rf"\b{key}=(\S+)", run("scontrol", "show", "job", self.number, "--oneliner"))[1]
+
+    def steps(self):
+        """Return what the training wrote, a dictionary a step."""
+        path = self.folder / "run" / "losses.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def losses(self):
+        return [(line["step"], line["loss"]) for line in self.steps()]
+
+    def wait_for_steps(self, count, steps_of=steps, seconds=30):
+        wait_until(lambda: len(steps_of(self)) >= count, seconds, lambda: f"{self.state()}\n{self.log()}")
+
+    def wait_for(self, *states, seconds=40):
+        wait_until(lambda: self.state() in states, seconds, lambda: f"{self.state()}\n{self.log()}")
+
+    def start_requeued(self, seconds=40):
+        """Wait until the job is back in the queue, and start it without the two minutes that Slurm would wait."""
+        wait_until(
+            lambda: (self.state(), self.state("Restarts")) == ("PENDING", "1"),
+            seconds,
+            lambda: f"{self.state()}\n{self.log()}",
+        )
+        run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
