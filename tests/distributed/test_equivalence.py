@@ -88,28 +88,38 @@ def assert_same(folder, expected_folder):
         torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=f"{folder.name}: {name}")
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_gives_the_same(write, tmp_path):
     """All six backbones, 20 steps: 1 process, 2 with DDP, 2 and 4 with FSDP."""
-    for name, processes, strategy in (
-        ("one", 1, "none"),
-        ("ddp2", 2, "ddp"),
-        ("fsdp2", 2, "fsdp"),
-        ("fsdp4", 4, "fsdp"),
-    ):
-        folders = [tmp_path / f"{name}-{arch}" for arch in BACKBONES]
+    launches = ("one", 1, "none"), ("ddp2", 2, "ddp"), ("fsdp2", 2, "fsdp"), ("fsdp4", 4, "fsdp")
+    check_equivalence(launches, BACKBONES, 20, write, tmp_path)
+
+
+def test_two_processes_give_the_same(write, tmp_path):
+    """Two backbones, which have every kind of block between them, 5 steps."""
+    launches = ("one", 1, "none"), ("ddp2", 2, "ddp"), ("fsdp2", 2, "fsdp")
+    check_equivalence(launches, ("hydra_hybrid", "mvhybrid"), 5, write, tmp_path)
+
+
+def check_equivalence(launches, backbones, steps, write, tmp_path):
+    for name, processes, strategy in launches:
+        folders = [tmp_path / f"{name}-{arch}" for arch in backbones]
         parallel = {"strategy": strategy}
         train(
             processes,
             [
-                write(folder, 20, student={"arch": arch}, parallel=parallel)
-                for folder, arch in zip(folders, BACKBONES, strict=True)
+                write(folder, steps, student={"arch": arch}, parallel=parallel)
+                for folder, arch in zip(folders, backbones, strict=True)
             ],
         )
-        for folder, arch in zip(folders, BACKBONES, strict=True):
+        for folder, arch in zip(folders, backbones, strict=True):
             assert_same(folder, tmp_path / f"one-{arch}")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
+)
 def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tmp_path):
     """Ten steps, then ten more from the checkpoint, give what twenty in one go give."""
     whole, split = tmp_path / "whole", tmp_path / "split"
@@ -119,6 +129,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tm
     assert_same(split, whole)
 
 
+@pytest.mark.slow
 def test_options_of_the_parallel_section_change_nothing(write, tmp_path):
     """hsdp over 2 x 2, activation checkpointing, gathered parameters kept: the same losses."""
     train(1, [write(tmp_path / "one", 5)])
