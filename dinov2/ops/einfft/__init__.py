@@ -45,7 +45,8 @@ def einfft(
         ValueError: a shape or dtype breaks the rules above (named), or the backend is unknown or cannot run.
     """
     _check(x, {"weight_1": weight_1, "bias_1": bias_1, "weight_2": weight_2, "bias_2": bias_2}, shrinkage)
-    name = choose_backend("einfft", backend, x.device.type, x.dtype, int(x.shape[1]))
+    length = 0 if torch.compiler.is_compiling() else int(x.shape[1])  # a compiled graph may serve any length
+    name = choose_backend("einfft", backend, x.device.type, x.dtype, length)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         tokens, w1, b1, w2, b2 = (tensor.to(dtype) for tensor in (x, weight_1, bias_1, weight_2, bias_2))
