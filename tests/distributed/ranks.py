@@ -24,7 +24,8 @@ def main(behaviour: str, timeout_seconds: float = 60.0) -> None:
         total = torch.tensor(launch.rank + 1, device=device)
         if launch.world_size > 1:
             dist.all_reduce(total)
-        print(f"{launch.source} rank {launch.rank} of {launch.world_size}: {total}", flush=True)
+        # One write: print() may write its line's end apart, and the ranks share a pipe.
+        os.write(sys.stdout.fileno(), f"{launch.source} rank {launch.rank} of {launch.world_size}: {total}\n".encode())
         if launch.rank == 1:
             if behaviour == "raise":
                 raise ArithmeticError("boom")
