@@ -116,6 +116,12 @@ def _parse(kind: type, values: Any, prefix: str, problems: list[str], unread: se
     """Build the dataclass `kind` from a mapping, adding what is wrong to `problems`, and its key to `unread`."""
     if values is None:
         values = {}
+    if isinstance(values, str) and hasattr(kind, "named"):
+        named = kind.named()
+        if values in named:
+            return named[values]
+        problems.append(f"{prefix[:-1]} = {values!r}: no known name{did_you_mean(values, list(named))}")
+        return kind()
     if not isinstance(values, dict):
         problems.append(f"{prefix[:-1]} = {values!r}: expected a section of keys")
         unread.add(prefix)

@@ -49,6 +49,12 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.global_crops_scale": crops.global_crops_scale,
         "crops.local_crops_scale": crops.local_crops_scale,
         "crops.horizontal_flip_p": (crops.horizontal_flip_p,),
+        "crops.vertical_flip_p": (crops.vertical_flip_p,),
+        "crops.rotate90_p": (crops.rotate90_p,),
+        "crops.hed_jitter.p": (crops.hed_jitter.p,),
+        "crops.hed_jitter.sigma": crops.hed_jitter.sigma,
+        "crops.hed_jitter.bias": crops.hed_jitter.bias,
+        "crops.jpeg.p": (crops.jpeg.p,),
         "crops.color_jitter.p": (crops.color_jitter.p,),
         "crops.grayscale_p": (crops.grayscale_p,),
         "crops.blur_p": crops.blur_p,
@@ -120,6 +126,7 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.global_crops_scale": crops.global_crops_scale,
         "crops.local_crops_scale": crops.local_crops_scale,
         "crops.blur_sigma": crops.blur_sigma,
+        "crops.jpeg.quality": crops.jpeg.quality,
     }.items():
         if low > high:
             problems.append(f"{key} = {[low, high]}: the first must not exceed the second; did you mean {[high, low]}?")
@@ -128,6 +135,8 @@ def _range_problems(config: SSLConfig) -> list[str]:
     for key, beta in {"optim.adamw_beta1": optim.adamw_beta1, "optim.adamw_beta2": optim.adamw_beta2}.items():
         if not 0 <= beta < 1:
             problems.append(f"{key} = {beta}: must lie in [0, 1)")
+    if any(not 1 <= quality <= 100 for quality in crops.jpeg.quality):
+        problems.append(f"crops.jpeg.quality = {list(crops.jpeg.quality)}: both must lie in 1 .. 100")
     if crops.color_jitter.hue > 0.5:
         problems.append(f"crops.color_jitter.hue = {crops.color_jitter.hue}: must not exceed 0.5")
     smallest = min(crops.global_crops_size, crops.local_crops_size if crops.local_crops_number else 10**9)
