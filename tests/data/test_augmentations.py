@@ -37,6 +37,12 @@ def _worker(crops: CropsSection, tile: Tensor, params: list[CropParams]) -> list
     return [*large, *augmentation.render_batch([tile], [params[2:]], crops.local_crops_size)]
 
 
+def _worker_without_compiler(crops: CropsSection, tile: Tensor, params: list[CropParams]) -> list[Tensor]:
+    augmentation = MultiCropAugmentation(crops, use_native=False)
+    large = augmentation.render_batch([tile], [params[:2]], crops.global_crops_size)
+    return [*large, *augmentation.render_batch([tile], [params[2:]], crops.local_crops_size)]
+
+
 def _device(crops: CropsSection, tile: Tensor, params: list[CropParams]) -> list[Tensor]:
     """The same in the device's form."""
     augmentation, packed = DeviceAugmentation(crops, CPU), pack_tiles([tile])
@@ -75,7 +81,9 @@ def _draws(crops: CropsSection, tile: Image.Image, seed: int) -> list[CropParams
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("render", "eight_bits"), [(_worker, True), (_device, False)])
+@pytest.mark.parametrize(
+    ("render", "eight_bits"), [(_worker, True), (_worker_without_compiler, True), (_device, False)]
+)
 def test_equals_torchvisions_composition(tile: Image.Image, seed: int, render: Render, eight_bits: bool) -> None:
     """The worker resizes in eight bits, the device in float, each as torchvision does."""
     crops = CropsSection(
