@@ -6,6 +6,7 @@ random gains and add random biases. Amounts enter the density linearly, so all o
 on the logarithm of the image.
 """
 
+import functools
 import math
 
 import torch
@@ -27,12 +28,17 @@ def jitter_stains(images: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     Returns:
         The images with the new amounts, in [0, 1].
     """
-    spectra = torch.tensor(SPECTRA, dtype=torch.float64)
-    spectra /= spectra.norm(dim=1, keepdim=True)
-    mixing = spectra.T.to(images)  # (3 channels, 3 stains)
-    unmixing = spectra.inverse().T.to(images)  # (3 stains, 3 channels)
+    mixing, unmixing = _matrices(images.device)
     matrix = (mixing * gain[:, None]) @ unmixing  # (R, 3, 3)
     offset = bias @ mixing.T * -math.log(10)  # (R, 3)
     logs = images.clamp(min=DARKEST).log_()
     changed = torch.matmul(matrix[:, None], logs)  # (R, H, 3, W)
     return changed.add_(offset[:, None, :, None]).exp_().clamp_(max=1)
+
+
+@functools.lru_cache(maxsize=8)  # a copy to the device in every batch would make the host wait
+def _matrices(device: torch.device) -> tuple[Tensor, Tensor]:
+    """From amounts to densities (3 channels, 3 stains), and back."""
+    spectra = torch.tensor(SPECTRA, dtype=torch.float64)
+    spectra /= spectra.norm(dim=1, keepdim=True)
+    return spectra.T.float().to(device), spectra.inverse().T.float().to(device)

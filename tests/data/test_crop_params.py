@@ -95,6 +95,21 @@ def test_sigma_and_jitter_factors_are_uniform(drawn: list[list[CropParams]]) -> 
         assert stats.kstest(factors, stats.uniform(low, high - low).cdf).pvalue > SIGNIFICANT
 
 
+def test_jitter_and_blur_are_distributed_as_torchvisions(drawn: list[list[CropParams]]) -> None:
+    every = [p for tile in drawn for p in tile]
+    ranges = [(0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.1, 0.1)]
+    reference = [T.ColorJitter.get_params(*map(list, ranges)) for _ in range(N)]
+    for number, operation in enumerate(("brightness", "contrast", "saturation", "hue")):
+        factors = [factor for p in every for name, factor in p.jitter if name == operation]
+        assert stats.ks_2samp(factors, [draw[number + 1] for draw in reference]).pvalue > SIGNIFICANT
+        places = [[name for name, _ in p.jitter].index(operation) for p in every if p.jitter]
+        theirs = [draw[0].tolist().index(number) for draw in reference]
+        table = [[row.count(place) for place in range(4)] for row in (places, theirs)]
+        assert stats.chi2_contingency(table).pvalue > SIGNIFICANT
+    sigmas = [p.blur_sigma for p in every if p.blur_sigma is not None]
+    assert stats.ks_2samp(sigmas, [T.GaussianBlur.get_params(0.1, 2.0) for _ in range(N)]).pvalue > SIGNIFICANT
+
+
 def test_every_jitter_order_is_equally_likely(drawn: list[list[CropParams]]) -> None:
     orders = Counter(tuple(name for name, _ in p.jitter) for tile in drawn for p in tile if p.jitter)
     assert len(orders) == math.factorial(4)
