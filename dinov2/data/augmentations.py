@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from dinov2.data import image_ops
 from dinov2.data.blur import blur_taps, gaussian_blur
@@ -57,6 +58,8 @@ class MultiCropAugmentation:
         if count == 0:
             return torch.empty(0, 3, 0, 0)
         out = torch.empty(count, len(tiles), 3, size, size)
+        if get_worker_info() is not None:
+            out.share_memory_()  # where the main process reads it: once full, it would be copied there
         scratch = torch.empty(3 * size * size + size + self.crops.blur_kernel)
         for place, (tile, tile_params) in enumerate(zip(tiles, params, strict=True)):
             for number, crop_params in enumerate(tile_params):

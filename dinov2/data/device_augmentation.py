@@ -13,6 +13,8 @@ from dinov2.data.stain import jitter_stains
 from dinov2.data.tiles import PackedTiles
 from dinov2.utils.schema import CropsSection
 
+LARGEST_GROUP = 2**27  # values of tiles that become float32 at once: 680 of 256 px, 2 of 4,096 px
+
 
 class DeviceAugmentation:
     """Renders plans with plain batched operations, which run wherever their tensors live, without waiting for it.
@@ -68,9 +70,9 @@ class DeviceAugmentation:
 
 
 def _crop_all(tiles: PackedTiles, plan: CropPlan, size: int) -> Tensor:
-    """All crops (B * n, S, 3, S), one product for the tiles of each size."""
+    """All crops (B * n, S, 3, S), one product an axis for the tiles of each size."""
     parts, order = [], []
-    for members, group in tiles.groups():
+    for members, group in tiles.groups(LARGEST_GROUP):
         # The layout of `image_ops`, made while eight bits become 32.
         floats = group.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if len(members) == len(tiles.sizes):

@@ -34,15 +34,19 @@ class PackedTiles:
         """Return the tiles with a function applied to the pixels, such as a copy to a device."""
         return PackedTiles(function(self.pixels), self.sizes)
 
-    def groups(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield the tiles of each size: their numbers, and uint8 (k, 3, H, W)."""
-        if len(set(self.sizes)) == 1:
+    def groups(self, limit: int) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield tiles of equal size together: their numbers, and uint8 (k, 3, H, W), k > 1 only up to `limit` values."""
+        values = [3 * math.prod(size) for size in self.sizes]
+        if len(set(self.sizes)) == 1 and sum(values) <= limit:
             yield list(range(len(self.sizes))), self.pixels.view(-1, 3, *self.sizes[0])
             return
-        pieces = self.pixels.split([3 * math.prod(size) for size in self.sizes])
+        pieces = self.pixels.split(values)
         for size in dict.fromkeys(self.sizes):
             members = [number for number, other in enumerate(self.sizes) if other == size]
-            yield members, torch.stack([pieces[number].view(3, *size) for number in members])
+            together = max(limit // (3 * math.prod(size)), 1)
+            for start in range(0, len(members), together):
+                some = members[start : start + together]
+                yield some, torch.stack([pieces[number].view(3, *size) for number in some])
 
 
 def pack_tiles(tiles: Sequence[Tensor]) -> PackedTiles:

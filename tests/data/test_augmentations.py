@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF1
 from torchvision.transforms.v2 import functional as TF
 
+from dinov2.data import device_augmentation
 from dinov2.data.augmentations import MultiCropAugmentation
 from dinov2.data.crop_params import CropParams, draw_crops
 from dinov2.data.device_augmentation import DeviceAugmentation
@@ -176,7 +177,11 @@ def test_one_pixel_tile(render: Render) -> None:
         assert torch.allclose(crop, crop[:, :1, :1].expand_as(crop), atol=1e-4)  # one colour
 
 
-def test_tiles_of_several_sizes_are_rendered_as_each_alone(random_tile: Callable[..., Image.Image]) -> None:
+@pytest.mark.parametrize("largest_group", [device_augmentation.LARGEST_GROUP, 1])
+def test_tiles_of_several_sizes_are_rendered_as_each_alone(
+    random_tile: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch, largest_group: int
+) -> None:
+    monkeypatch.setattr(device_augmentation, "LARGEST_GROUP", largest_group)
     crops = CropsSection(global_crops_size=48, local_crops_size=24, local_crops_number=3)
     rng = np.random.default_rng(5)
     tiles = [random_tile(rng, *size) for size in ((64, 64), (1, 1), (80, 50), (64, 64), (9, 120))]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from dinov2.data.tiles import as_tensor, pack_tiles, recompress
 
@@ -16,13 +17,15 @@ SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, ma
 
 
 @settings(deadline=None, max_examples=50)
-@given(sizes=SIZES)
-def test_groups_give_every_tile_back_once(sizes: list[tuple[int, int]]) -> None:
+@given(sizes=SIZES, limit=st.integers(1, 200))
+def test_groups_give_every_tile_back_once(sizes: list[tuple[int, int]], limit: int) -> None:
     generator = torch.Generator().manual_seed(0)
     tiles = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
-    found = {}
-    for members, group in pack_tiles(tiles).groups():
+    found: dict[int, Tensor] = {}
+    for members, group in pack_tiles(tiles).groups(limit):
         assert len({sizes[number] for number in members}) == 1
+        assert group.numel() <= limit or len(members) == 1
+        assert not set(members) & set(found)
         found |= dict(zip(members, group, strict=True))
     assert sorted(found) == list(range(len(tiles)))
     assert all(torch.equal(found[number], tile) for number, tile in enumerate(tiles))
