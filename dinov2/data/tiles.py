@@ -35,7 +35,7 @@ class PackedTiles:
         return PackedTiles(function(self.pixels), self.sizes)
 
     def groups(self, limit: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield tiles of equal size together: their numbers, and uint8 (k, 3, H, W), k > 1 only up to `limit` values."""
+        """Yield tiles of equal size together: their numbers, and uint8 (k, 3, H, W) of up to `limit` values."""
         values = [3 * math.prod(size) for size in self.sizes]
         if len(set(self.sizes)) == 1 and sum(values) <= limit:
             yield list(range(len(self.sizes))), self.pixels.view(-1, 3, *self.sizes[0])
