@@ -77,7 +77,7 @@ def parallelize(
         shape = (world_size(),) if strategy == "fsdp" else (world_size() // local_size, local_size)
         names = ("shard",) if strategy == "fsdp" else ("replicate", "shard")
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-        reduce_dtype = None if section.reduce_dtype == "fp32" else torch.bfloat16
+        reduce_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[section.reduce_dtype]
         policy = MixedPrecisionPolicy(param_dtype, reduce_dtype or (torch.float32 if param_dtype else None))
         for modules in (arch.student, arch.teacher):
             for module in modules.values():
