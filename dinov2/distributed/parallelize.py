@@ -6,6 +6,8 @@ FSDP2 casts a unit's parameters together when it gathers them, so these need uni
 like the student and gets no gradients.
 """
 
+import os
+from shutil import which
 from typing import Literal, cast
 
 import torch
@@ -61,9 +63,19 @@ def parallelize(
         local_size: processes on this node, the size of a group that shards with `hsdp`.
 
     Raises:
-        ConfigError: see `resolve_strategy`.
+        ConfigError: see `resolve_strategy`; nodes of unequal numbers of processes with `hsdp`; no compiler to compile.
     """
     strategy = resolve_strategy(section.strategy, world_size())
+    if strategy == "hsdp" and world_size() % local_size:
+        raise ConfigError(
+            f"parallel.strategy = hsdp: {world_size()} processes cannot be groups of {local_size}, the processes of a "
+            "node; start as many on every node, or use fsdp"
+        )
+    if section.compile and device.type == "cpu" and not (os.environ.get("CXX") or which("g++") or which("clang++")):
+        raise ConfigError(
+            "parallel.compile = true: on a CPU torch.compile needs a C++ compiler, and there is no g++ or clang++ (nor "
+            "is CXX set); install one, or use false"
+        )
     blocks = arch.student_backbone.blocks
     for index, block in enumerate(blocks if section.activation_checkpointing else ()):
         blocks[index] = checkpoint_wrapper(block)

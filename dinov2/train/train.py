@@ -106,7 +106,10 @@ def train(config: SSLConfig, force: bool = False, stop: StopRequest | None = Non
     """
     launch = find_launch(os.environ)
     if launch.rank:
-        logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
+        # Rank 0 speaks for all, but for tiles that it has not seen.
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("dinov2").setLevel(logging.ERROR)
+        logging.getLogger("dinov2.data").setLevel(logging.WARNING)
     timeout = config.parallel.timeout_minutes
     with process_group(launch, device_type(config.train.device), timeout) as device:
         return Trainer(config, Path(config.train.output_dir), force, device, launch.local_world_size).run(stop)
