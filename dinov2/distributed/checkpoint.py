@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,7 @@ from dinov2.utils.schema import SSLConfig
 from dinov2.utils.state_dict import shapes_of, state_differences
 
 logger = logging.getLogger("dinov2")
+T = TypeVar("T")
 
 
 class Checkpointer:
@@ -70,10 +71,10 @@ class Checkpointer:
 
         Returns as soon as training may go on. A failure to write is logged; `wait` tells of it.
         """
-        if (self.folder / str(iteration)).is_dir():
-            return
         began = time.perf_counter()
         self.wait()
+        if iteration in self.iterations():
+            return
         waited = time.perf_counter() - began
         tensors = host_copy(state.tensors(iteration))
         weights = full_state_dict(teacher)
@@ -120,15 +121,16 @@ class Checkpointer:
                 if rank() == 0:
                     checkpoint_folder.replace_folder(path, aside)
                 barrier()
-                logger.warning("checkpoint %s cannot be read (%s): now %s; trying the one before", path, reason, aside)
+                if rank() == 0:
+                    logger.warning("checkpoint %s is damaged (%s): now %s; trying the one before", path, reason, aside)
                 failures.append(f"{aside}: {reason}")
         if failures:
             raise CheckpointError("none of the run's checkpoints can be read:\n  " + "\n  ".join(failures))
         return 0
 
     def iterations(self) -> list[int]:
-        """Return the iterations that have a checkpoint, in ascending order."""
-        return checkpoint_folder.iterations(self.folder)
+        """Return the iterations that have a checkpoint, in ascending order, as rank 0 sees them."""
+        return self._from_rank_0(lambda: checkpoint_folder.iterations(self.folder))
 
     def _start(self, work: Callable[[], str]) -> None:
         self._writing = self._thread.submit(work)
@@ -157,8 +159,8 @@ class Checkpointer:
         if rank() == 0 and problem:
             shutil.rmtree(temporary, ignore_errors=True)
             logger.error(
-                "CHECKPOINT %d COULD NOT BE WRITTEN: %s. Training goes on; the newest checkpoint is %s",
-                *(iteration, problem, self.iterations()[-1] if self.iterations() else "none"),
+                "CHECKPOINT %d COULD NOT BE WRITTEN: %s. Training goes on; there are checkpoints of steps %s",
+                *(iteration, problem, checkpoint_folder.iterations(self.folder)),
             )
         elif rank() == 0:
             seconds = time.perf_counter() - began
@@ -186,21 +188,28 @@ class Checkpointer:
         target = self.folder / str(iteration)
         checkpoint_folder.publish(temporary, target)
         checkpoint_folder.share_file(target / TEACHER_FILE, self.run / TEACHER_FILE)
-        for old in self.iterations()[: -self.keep_last]:
+        for old in checkpoint_folder.iterations(self.folder)[: -self.keep_last]:
             if old % self.keep_every:
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def _on_rank_0(self, action: Callable[[], None]) -> str:
         """Do something on rank 0 while the others wait; return to all of them what went wrong."""
-        outcome = [""]
-        if rank() == 0:
+
+        def attempt() -> str:
             try:
                 action()
             except Exception as error:
-                outcome = [_last_line(error)]
+                return _last_line(error)
+            return ""
+
+        return self._from_rank_0(attempt)
+
+    def _from_rank_0(self, value: Callable[[], T]) -> T:
+        """Compute something on rank 0 for all: network file systems do not show everybody the same at once."""
+        values: list[Any] = [value() if rank() == 0 else None]
         if self._group is not None:
-            dist.broadcast_object_list(outcome, src=0, group=self._group)
-        return outcome[0]
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return cast(T, values[0])
 
 
 def read_state(path: Path, state: TrainingState) -> dict[str, Any]:
