@@ -17,9 +17,9 @@ class ModelSection:
 
 @dataclass
 class PrecisionSection:
-    """`compute_precision`: bf16 autocast on CUDA and fp32 on CPU under `auto`."""
+    """`compute_precision`: bf16 autocast on CUDA and fp32 on CPU under `auto`; fp16 with a scaled loss."""
 
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 @dataclass
@@ -64,11 +64,13 @@ class TrainSection:
     saveckp_freq: int = 20  # epochs between the checkpoints that are kept for good
     checkpoint_period_iterations: int = 493
     keep_last_checkpoints: int = 2
+    async_checkpoints: bool = True
     log_period_iterations: int = 1
     centering: Literal["centering", "sinkhorn_knopp"] = "sinkhorn_knopp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int | None = None
     stop_before_minutes: float = 0.0
+    max_skipped_steps: int = 3
 
 
 @dataclass
@@ -95,7 +97,7 @@ class ParallelSection:
 
     strategy: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
     reshard_after_forward: bool = True
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    reduce_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     compile: bool = False
     timeout_minutes: float = 30.0
@@ -154,6 +156,8 @@ class OptimSection:
     """`optim`: AdamW and its schedules; `lr` is derived from `base_lr` by `scaling_rule` over the global batch."""
 
     epochs: int = 200
+    total_steps: int | None = None  # None: epochs * train.OFFICIAL_EPOCH_LENGTH
+    accumulate_steps: int | None = None  # None: as few as train.batch_size_per_gpu allows
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     base_lr: float = 0.002
