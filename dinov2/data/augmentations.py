@@ -6,6 +6,8 @@ parameters that leaves differences of a few grey levels, most of them from PIL's
 is one call of a C kernel where there is a compiler, and else plain PyTorch, equal within float rounding.
 """
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,6 +22,8 @@ from dinov2.data.stain import jitter_stains
 from dinov2.ops import native
 from dinov2.ops.crop.native import SOURCE, finish_crop
 from dinov2.utils.schema import CropsSection
+
+logger = logging.getLogger("dinov2")
 
 _JITTER: dict[JitterOp, Callable[[Tensor, float], Tensor]] = {
     "brightness": image_ops.adjust_brightness,
@@ -39,7 +43,7 @@ class MultiCropAugmentation:
 
     def __init__(self, crops: CropsSection, use_native: bool | None = None) -> None:
         self.crops = crops
-        self._native = native.why_not(SOURCE) is None if use_native is None else use_native
+        self._native = _has_kernel() if use_native is None else use_native
         self._mean = torch.tensor(crops.normalize.mean)  # (3,)
         self._std = torch.tensor(crops.normalize.std)  # (3,)
 
@@ -105,6 +109,13 @@ class MultiCropAugmentation:
         if params.solarize:
             x = image_ops.solarize(x)
         torch.sub(x, self._mean[:, None, None], out=out).div_(self._std[:, None, None])
+
+
+@functools.cache  # says it once
+def _has_kernel() -> bool:
+    if reason := native.why_not(SOURCE):
+        logger.warning("crops are made in plain PyTorch, in about twice the time: %s", reason)
+    return not reason
 
 
 def _oriented(crop: Tensor, params: CropParams) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dinov2.data.augmentations import MultiCropAugmentation
-from dinov2.data.crop_params import CropParams
 from dinov2.data.device_augmentation import DeviceAugmentation
 from dinov2.data.device_plan import CropPlan, make_plan
 from dinov2.data.masking import global_batch_masks
@@ -19,7 +18,6 @@ from dinov2.data.samples import Sample
 from dinov2.data.tiles import PackedTiles, pack_tiles
 from dinov2.utils.schema import CropsSection
 
-BATCH_TENSORS = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
 N_GLOBAL = 2
 
 
@@ -122,33 +120,21 @@ class MultiCropCollator:
         self.grid = grid
         self.mask_probability = mask_probability
         self.mask_ratio_min_max = mask_ratio_min_max
-        self.on_device = on_device
-        self._augmentation = MultiCropAugmentation(crops)
+        self._augmentation = None if on_device else MultiCropAugmentation(crops)
 
     def __call__(self, samples: Sequence[Sample]) -> MultiCropBatch | TileBatch | UnreadableBatch:
         """Make the batch of samples of one step."""
         tiles = [sample.tile for sample in samples if sample.tile is not None]
         if len(tiles) < len(samples):
             return UnreadableBatch([failure for sample in samples for failure in sample.bad], len(samples))
-        part = self._step_part(samples)
-        kinds = [s.crops[:N_GLOBAL] for s in samples], [s.crops[N_GLOBAL:] for s in samples]
-        return self._plan(part, tiles, *kinds) if self.on_device else self._render(part, tiles, *kinds)
-
-    def _plan(
-        self, part: StepPart, tiles: list[Tensor], large: list[list[CropParams]], small: list[list[CropParams]]
-    ) -> TileBatch:
-        return TileBatch(
-            **vars(part), tiles=pack_tiles(tiles), global_plan=make_plan(large), local_plan=make_plan(small)
-        )
-
-    def _render(
-        self, part: StepPart, tiles: list[Tensor], large: list[list[CropParams]], small: list[list[CropParams]]
-    ) -> MultiCropBatch:
-        render = self._augmentation.render_batch
+        part, crops = vars(self._step_part(samples)), self.crops
+        large, small = [s.crops[:N_GLOBAL] for s in samples], [s.crops[N_GLOBAL:] for s in samples]
+        if self._augmentation is None:
+            return TileBatch(**part, tiles=pack_tiles(tiles), global_plan=make_plan(large), local_plan=make_plan(small))
         return MultiCropBatch(
-            **vars(part),
-            global_crops=render(tiles, large, self.crops.global_crops_size),
-            local_crops=render(tiles, small, self.crops.local_crops_size),
+            **part,
+            global_crops=self._augmentation.render_batch(tiles, large, crops.global_crops_size),
+            local_crops=self._augmentation.render_batch(tiles, small, crops.local_crops_size),
         )
 
     def _step_part(self, samples: Sequence[Sample]) -> StepPart:

@@ -24,7 +24,7 @@ FREE_KEYS = frozenset(
         "train.max_skipped_steps",
         "train.async_checkpoints",
         "evaluation.eval_period_iterations",
-        "data.augment",  # the crops agree within rounding to eight bits
+        "data.augment",  # the crops are the same but for a rounding to eight bits
         "data.max_bad_fraction",
     }
 )

@@ -5,13 +5,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from dinov2.data.collate import BATCH_TENSORS, MultiCropBatch, MultiCropCollator, TileBatch, UnreadableBatch
+from dinov2.data.collate import MultiCropBatch, MultiCropCollator, TileBatch, UnreadableBatch
 from dinov2.data.crop_params import CropParams
 from dinov2.data.device_augmentation import DeviceAugmentation
 from dinov2.data.masking import global_batch_masks
 from dinov2.data.samples import Sample
 from dinov2.utils.schema import CropsSection, NormalizeSection
 
+BATCH_TENSORS = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
 GRID = (4, 6)
 RAW = NormalizeSection(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # crops in grey levels
 CROPS = CropsSection(global_crops_size=8, local_crops_size=4, normalize=RAW)
