@@ -84,7 +84,7 @@ def inspect(dataset: TileDataset, config: SSLConfig, out: Path, n: int, sample: 
     everything = _speed(stream, here, n, sample)
     print(f"one core here: {decoding:.0f} tiles/s decoded for the device (data.augment=device)")
     print(f"               {everything:.0f} tiles/s with all crops made (data.augment=worker)")
-    print(f"{out}: {n} tiles as the model sees them")
+    print(f"wrote {out}: what the model sees, one row a tile")
 
 
 def _print_survey(dataset: TileDataset, count: int, seed: int) -> None:
