@@ -76,9 +76,9 @@ def _crop_all(tiles: PackedTiles, plan: CropPlan, size: int) -> Tensor:
         # The layout of `image_ops`, made while eight bits become 32.
         floats = group.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
         if len(members) == len(tiles.sizes):
-            return crop_tiles(floats, plan.boxes, plan.flips, size)
+            return crop_tiles(floats, plan.boxes, plan.flips, size, plan.longest)
         boxes, flips = (torch.stack([whole[tile] for tile in members]) for whole in (plan.boxes, plan.flips))
-        parts.append(crop_tiles(floats, boxes, flips, size).unflatten(0, (len(members), -1)))
+        parts.append(crop_tiles(floats, boxes, flips, size, plan.longest).unflatten(0, (len(members), -1)))
         order += members
     places = sorted(range(len(order)), key=order.__getitem__)  # known to the host: no wait
     tiled = [crop for part in parts for crop in part]

@@ -5,7 +5,7 @@ value for each. The host knows how many crops a step has, so the device never ha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -27,14 +27,19 @@ class CropPlan:
 
     boxes: Tensor  # (B, n, 4) float32: top, left, height, width in px
     flips: Tensor  # (B, n, 2) bool: upside down, left to right
+    longest: int  # side of a box, px
     steps: tuple[tuple[Operation, int], ...]  # operation and number of its crops, in the order of application
     rows: Tensor  # (T,) int64: the crops of the first step, of the second, ...
     values: Tensor  # (T, VALUES) float32: what the operation takes for each, then zeros
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "CropPlan":
         """Return the plan with a function applied to its tensors, such as a copy to a device."""
-        return CropPlan(
-            function(self.boxes), function(self.flips), self.steps, function(self.rows), function(self.values)
+        return replace(
+            self,
+            boxes=function(self.boxes),
+            flips=function(self.flips),
+            rows=function(self.rows),
+            values=function(self.values),
         )
 
     def __iter__(self) -> Iterator[tuple[Operation, Tensor, Tensor]]:
@@ -54,6 +59,7 @@ def make_plan(params: Sequence[Sequence[CropParams]]) -> CropPlan:
     return CropPlan(
         boxes=torch.tensor([(p.top, p.left, p.height, p.width) for p in flat], dtype=torch.float32).view(*shape, 4),
         flips=torch.tensor([_flips(p) for p in flat], dtype=torch.bool).view(*shape, 2),
+        longest=max((max(p.height, p.width) for p in flat), default=0),
         steps=tuple((operation, len(members)) for operation, members in steps),
         rows=torch.tensor([row for row, _ in entries], dtype=torch.int64),
         values=torch.tensor(padded, dtype=torch.float32).view(-1, VALUES),

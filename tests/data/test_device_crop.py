@@ -28,6 +28,7 @@ def test_equals_torchvision(data: st.DataObject, height: int, width: int, size: 
         torch.tensor(boxes, dtype=torch.float32).view(2, 2, 4),
         torch.tensor(flips).view(2, 2, 2),
         size,
+        longest=max(max(box[2:]) for box in boxes),
     )
     for number, (box, (upside_down, mirrored)) in enumerate(zip(boxes, flips, strict=True)):
         crop = TF.resized_crop(tiles[number // 2], *box, [size, size], InterpolationMode.BICUBIC, True).clamp(0, 1)
@@ -40,7 +41,7 @@ def test_equals_torchvision(data: st.DataObject, height: int, width: int, size: 
 def test_stays_exact_far_from_the_corner(start: int) -> None:
     line = torch.rand(1, 1, 4096, generator=torch.Generator().manual_seed(0))
     expected = TF.resized_crop(line.expand(3, 1, -1), 0, start, 1, 1000, [1, 224], InterpolationMode.BICUBIC, True)[0]
-    weights = bicubic_weights(torch.tensor(float(start)), torch.tensor(1000.0), torch.tensor(False), 4096, 224)
+    weights = bicubic_weights(torch.tensor(float(start)), torch.tensor(1000.0), torch.tensor(False), 4096, 224, 1000)
     # float32 holds positions near 1000 to 6e-5 px, in torchvision's weights as in these
     assert torch.allclose(weights @ line[0, 0], expected[0], rtol=0, atol=3e-5)
 
@@ -51,6 +52,6 @@ def test_is_torchvisions_eight_bit_form_without_its_rounding(random_tile: Callab
     box = (5, 9, 51, 60)
     expected = TF.resized_crop(tile, *box, [48, 48], InterpolationMode.BICUBIC, True).float() / 255
     floats = (tile.float() / 255).permute(1, 0, 2)[None]
-    out = crop_tiles(floats, torch.tensor([[box]]).float(), torch.tensor([[[False, False]]]), 48)
+    out = crop_tiles(floats, torch.tensor([[box]]).float(), torch.tensor([[[False, False]]]), 48, 60)
     levels = (out[0].permute(1, 0, 2) - expected).abs() * 255
     assert float(levels.max()) <= 1.5
