@@ -196,6 +196,8 @@ class Trainer:
             accumulate=self.plan.accumulate,
             max_bad_fraction=config.data.max_bad_fraction,
             pin_memory=self.device.type == "cuda",
+            augment=config.data.augment,
+            device=self.device,
         )
 
     def _save_when_due(self, step: int) -> None:
