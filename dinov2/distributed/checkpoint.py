@@ -18,6 +18,8 @@ import time
 import warnings
 from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -31,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import dinov2
 from dinov2.distributed import checkpoint_folder
-from dinov2.distributed.env import barrier, is_distributed, rank
+from dinov2.distributed.env import all_reduce_max, is_distributed, rank
 from dinov2.distributed.training_state import OPTIONAL, TrainingState, full_state_dict, host_copy
 from dinov2.models.weights import TEACHER_FILE, save_backbone
 from dinov2.utils.errors import CheckpointError
@@ -50,18 +52,21 @@ class Checkpointer:
         run: the run folder, which also gets the newest `teacher.safetensors`.
         keep_last: checkpoints to keep besides those whose iteration is a multiple of `keep_every`.
         keep_every: iterations between the checkpoints that are kept for good.
-        background: write in a thread; without, `save` returns when all is on disk.
+        background: write a copy in a thread; without, `save` copies nothing, and returns when all is on disk.
+        timeout_minutes: how long processes wait for each other to write.
 
     All processes make one, and call its methods together.
     """
 
-    def __init__(self, run: Path, keep_last: int, keep_every: int, background: bool = True) -> None:
+    def __init__(
+        self, run: Path, keep_last: int, keep_every: int, background: bool = True, timeout_minutes: float = 30.0
+    ) -> None:
         self.run, self.folder = run, run / "checkpoints"
         self.keep_last, self.keep_every = keep_last, keep_every
         self.background = background
         # A group of its own: the thread's collectives must not mix with those of training.
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if is_distributed() else None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._group = _new_group(timeout_minutes) if is_distributed() else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint", *_same_cuda_device())
         self._writing: Future[str] | None = None
         # Checkpoints without a process group are meant here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -76,10 +81,12 @@ class Checkpointer:
         if iteration in self.iterations():
             return
         waited = time.perf_counter() - began
-        tensors = host_copy(state.tensors(iteration))
+        tensors = state.tensors(iteration)
+        if self.background:
+            tensors = host_copy(tensors)
         weights = full_state_dict(teacher)
         stalled = time.perf_counter() - began
-        if waited > 1:
+        if waited > 1 and rank() == 0:
             logger.warning("training waited %.1f s for the checkpoint before; save less often", waited)
         self._start(lambda: self._write(tensors, weights, iteration, config, stalled))
 
@@ -97,7 +104,7 @@ class Checkpointer:
     def restore(self, state: TrainingState) -> int:
         """Load the newest readable checkpoint into `state`; return its iteration, 0 without any.
 
-        A damaged one is set aside as `<iteration>.damaged`, and the one before it is used. What killed saves have left
+        A damaged one is set aside as `<iteration>.damaged` when one before it can be used. What killed saves have left
         is removed.
 
         Raises:
@@ -106,26 +113,25 @@ class Checkpointer:
         """
         if rank() == 0:
             checkpoint_folder.remove_unfinished(self.folder)
-        failures = []
+        damaged: dict[Path, str] = {}
         for iteration in reversed(self.iterations()):
             path = self.folder / str(iteration)
             try:
-                return state.load(read_state(path, state))
+                state.load(read_state(path, state))
             except CheckpointError:
                 raise
             # Damage shows as many kinds of exception, of which the second is no Exception.
             except (Exception, CheckpointException) as error:
-                reason = _last_line(error)
-                aside = path.with_name(f"{iteration}.damaged")
-                barrier()
-                if rank() == 0:
-                    checkpoint_folder.replace_folder(path, aside)
-                barrier()
-                if rank() == 0:
-                    logger.warning("checkpoint %s is damaged (%s): now %s; trying the one before", path, reason, aside)
-                failures.append(f"{aside}: {reason}")
-        if failures:
-            raise CheckpointError("none of the run's checkpoints can be read:\n  " + "\n  ".join(failures))
+                damaged[path] = _last_line(error)
+            else:
+                self._on_rank_0(partial(_set_aside, damaged, iteration))
+                return iteration
+        if damaged:
+            reasons = "\n  ".join(f"{path}: {reason}" for path, reason in damaged.items())
+            raise CheckpointError(
+                f"none of the run's checkpoints can be read:\n  {reasons}\nRepair what keeps them from being read, or "
+                "start anew with another --output-dir"
+            )
         return 0
 
     def iterations(self) -> list[int]:
@@ -164,12 +170,17 @@ class Checkpointer:
             )
         elif rank() == 0:
             seconds = time.perf_counter() - began
-            logger.info("checkpoint %d: training waited %.2f s, written in %.2f s", iteration, stalled, seconds)
+            waited = stalled if self.background else stalled + seconds
+            logger.info("checkpoint %d: training waited %.2f s, written in %.2f s", iteration, waited, seconds)
         return problem
 
     def _export(self, weights: dict[str, torch.Tensor], iteration: int, config: SSLConfig) -> str:
+        return self._attempt_teacher(lambda: save_backbone(self.run / TEACHER_FILE, weights, config, iteration))
+
+    def _attempt_teacher(self, write: Callable[[], None]) -> str:
+        """Write the run's teacher; a failure is said and returned, and no failure of what else is being done."""
         try:
-            save_backbone(self.run / TEACHER_FILE, weights, config, iteration)
+            write()
         except Exception as error:
             logger.error("%s COULD NOT BE WRITTEN: %s. Training goes on", self.run / TEACHER_FILE, _last_line(error))
             return _last_line(error)
@@ -187,10 +198,10 @@ class Checkpointer:
         write_text(temporary / "checkpoint.json", json.dumps(about, indent=2))
         target = self.folder / str(iteration)
         checkpoint_folder.publish(temporary, target)
-        checkpoint_folder.share_file(target / TEACHER_FILE, self.run / TEACHER_FILE)
         for old in checkpoint_folder.iterations(self.folder)[: -self.keep_last]:
             if old % self.keep_every:
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
+        self._attempt_teacher(lambda: checkpoint_folder.share_file(target / TEACHER_FILE, self.run / TEACHER_FILE))
 
     def _on_rank_0(self, action: Callable[[], None]) -> str:
         """Do something on rank 0 while the others wait; return to all of them what went wrong."""
@@ -220,11 +231,44 @@ def read_state(path: Path, state: TrainingState) -> dict[str, Any]:
         Exception: of many kinds, when it is damaged.
     """
     tensors = state.tensors(0)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = _read_names(path)
     _require_same_parameters(tensors["model"], stored, path)
     there = {part: _present(tensors[part], f"{part}.", stored) for part in OPTIONAL}
     load(tensors | there, checkpoint_id=path)  # in place: moments that are not there stay those of a fresh optimiser
     return tensors | {part: there[part] for part in ("rng", "scaler")}
+
+
+def _read_names(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds, by name; if a process cannot read it, none of them goes on to load it."""
+    stored: dict[str, Any] = {}
+    problem: Exception | None = None
+    try:
+        stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:
+        problem = error
+    if all_reduce_max(torch.tensor(int(problem is not None))):
+        raise problem or OSError(f"another process cannot read {path}; its log says why")
+    return stored
+
+
+def _set_aside(damaged: dict[Path, str], used: int) -> None:
+    """Rename damaged checkpoints, now that one before them is in use."""
+    for path, reason in damaged.items():
+        aside = path.with_name(f"{path.name}.damaged")
+        checkpoint_folder.replace_folder(path, aside)
+        logger.warning("checkpoint %s is damaged (%s): now %s; using that of step %d", path, reason, aside, used)
+
+
+def _new_group(timeout_minutes: float) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes))
+    return cast(dist.ProcessGroup, group)
+
+
+def _same_cuda_device() -> tuple[Callable[[int], None], tuple[int]] | tuple[()]:
+    """Return what lets a new thread begin on this thread's CUDA device, and not on the first."""
+    if not torch.cuda.is_initialized():
+        return ()
+    return torch.cuda.set_device, (torch.cuda.current_device(),)
 
 
 def _present(tensors: dict[str, Any], prefix: str, stored: Container[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from dinov2.distributed.env import world_size
+from dinov2.distributed.env import gather_vectors, world_size
 from dinov2.layers.einfft import EinFFT
 from dinov2.layers.hydra import HydraScan
 from dinov2.layers.scan import SelectiveScan
@@ -66,11 +66,8 @@ def parallelize(
         ConfigError: see `resolve_strategy`; nodes of unequal numbers of processes with `hsdp`; no compiler to compile.
     """
     strategy = resolve_strategy(section.strategy, world_size())
-    if strategy == "hsdp" and world_size() % local_size:
-        raise ConfigError(
-            f"parallel.strategy = hsdp: {world_size()} processes cannot be groups of {local_size}, the processes of a "
-            "node; start as many on every node, or use fsdp"
-        )
+    if strategy == "hsdp":
+        _require_equal_nodes(local_size)
     if section.compile and device.type == "cpu" and not (os.environ.get("CXX") or which("g++") or which("clang++")):
         raise ConfigError(
             "parallel.compile = true: on a CPU torch.compile needs a C++ compiler, and there is no g++ or clang++ (nor "
@@ -98,6 +95,16 @@ def parallelize(
                 else:
                     shard_head(module, mesh, policy, section.reshard_after_forward)
     return arch
+
+
+def _require_equal_nodes(local_size: int) -> None:
+    """Raise ConfigError, on all processes, unless every node has as many of them."""
+    sizes = sorted({int(size) for size in gather_vectors(torch.tensor([local_size])).flatten()})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"parallel.strategy = hsdp: some nodes have {sizes[0]} processes, others {sizes[-1]}; start as many on "
+            "every node, or use fsdp"
+        )
 
 
 def shard_backbone(

@@ -82,6 +82,8 @@ def host_copy(state: dict[str, Any]) -> dict[str, Any]:
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return the whole state of a module, sharded or not, copied to rank 0's host; all processes must call it."""
     state = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if next(module.parameters()).device.type == "cpu":  # which is not offloaded, but handed out as it is
+        state = host_copy(state)
     return cast(dict[str, Tensor], state)
 
 

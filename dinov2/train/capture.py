@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from dinov2.data.collate import MultiCropBatch
 from dinov2.distributed.checkpoint import read_state
 from dinov2.distributed.env import barrier, rank, world_size
-from dinov2.distributed.training_state import TrainingState, set_rng_state
+from dinov2.distributed.training_state import TrainingState, rng_state, set_rng_state
 from dinov2.train.schedules import StepValues
 from dinov2.utils.config import config_to_dict
 from dinov2.utils.errors import CheckpointError
@@ -43,17 +43,21 @@ class CapturedStep:
     state_folder: Path
 
 
+def step_file(folder: Path, rank: int) -> Path:
+    """Return the file of one process in the folder of a step."""
+    return folder / f"rank{rank}.pt"
+
+
 def capture_step(
     folder: Path,
     step: int,
     batches: Iterable[MultiCropBatch],
     values: StepValues,
     numbers: dict[str, float],
-    rng: dict[str, torch.Tensor],
     state: TrainingState,
     config: SSLConfig,
-) -> Path:
-    """Write a step to `folder`, on all processes together; return this process's file.
+) -> str:
+    """Write a step to `folder`, on all processes together; return what went wrong with that on this one, or ''.
 
     Args:
         folder: `diverged/<step>` of the run.
@@ -61,27 +65,32 @@ def capture_step(
         batches: this process's micro-batches.
         values: of the schedules.
         numbers: what the step reported.
-        rng: this process's generators before the step (`rng_state`).
         state: as it was before the step, and is.
         config: of the run.
     """
-    path = folder / f"rank{rank()}.pt"
-    content = {
-        "format": FORMAT,
-        "step": step,
-        "rank": rank(),
-        "world_size": world_size(),
-        "values": asdict(values),
-        "config": config_to_dict(config),
-        "micro_batches": [vars(batch) for batch in batches],
-        "numbers": numbers,
-        "rng": rng,
-    }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    problem = ""
+    try:
+        content = {
+            "format": FORMAT,
+            "step": step,
+            "rank": rank(),
+            "world_size": world_size(),
+            "values": asdict(values),
+            "config": config_to_dict(config),
+            "micro_batches": [vars(batch) for batch in batches],
+            "numbers": numbers,
+            "rng": rng_state(state.device),
+        }
+        with replacing(step_file(folder, rank())) as temporary:
+            torch.save(content, temporary)
+    except Exception as error:  # what is lost here must not hide what is being reported
+        problem = f"{type(error).__name__}: {error}"
     barrier()
-    save(state.tensors(step), checkpoint_id=folder / "state")
-    return path
+    try:
+        save(state.tensors(step), checkpoint_id=folder / "state")
+    except (Exception, CheckpointException) as error:  # on all processes
+        problem = problem or f"{type(error).__name__}: {error}"
+    return problem
 
 
 def read_step(path: Path) -> CapturedStep:

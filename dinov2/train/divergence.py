@@ -25,15 +25,22 @@ class SkipBudget:
         return len(self._skipped) <= self.allowed
 
 
+def first_bad_rank(report: StepReport) -> int:
+    """Return the lowest rank with a part of its own that is not finite; 0 where only averaged gradients are not."""
+    return min((rank for name, where in report.bad.items() if not _is_average(name) for rank in where), default=0)
+
+
 def describe(report: StepReport, world_size: int) -> str:
     """Name the parts that are not finite, and the ranks where they are not: `ibot_loss = nan on rank 3`."""
     texts = []
     for name, where in report.bad.items():
         value = next(iter(where.values()))
         ranks = ", ".join(map(str, where))
-        # Gradients are averaged before their norm is taken: it says nothing of where they come from.
-        everywhere = world_size == 1 or name.startswith("grad_norm_") or len(where) == world_size
-        texts.append(f"{name} = {value}" + ("" if everywhere else f" on rank {ranks}"))
-        if everywhere and world_size > 1 and not name.startswith("grad_norm_"):
-            texts[-1] += " on all ranks"
+        place = f" on rank {ranks}" if len(where) < world_size else " on all ranks"
+        texts.append(f"{name} = {value}" + place * (world_size > 1 and not _is_average(name)))
     return ", ".join(texts)
+
+
+def _is_average(name: str) -> bool:
+    """Tell whether a number is of averaged gradients, which says nothing of where they come from."""
+    return name.startswith("grad_norm_")

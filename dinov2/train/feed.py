@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from dinov2.data.collate import MultiCropBatch
 from dinov2.data.errors import TooManyBadTilesError
@@ -31,14 +32,15 @@ class BatchFeed:
             TooManyBadTilesError: at the very first batch, when nothing has been done that could be lost.
         """
         began = time.perf_counter()
-        try:
-            self._last = next(self._batches)
-        except TooManyBadTilesError as error:
-            if self._last is None:
-                raise
-            self.failure = error
+        if self.failure is None:  # after it, the iterator is at its end
+            try:
+                self._last = next(self._batches)
+            except TooManyBadTilesError as error:
+                if self._last is None:
+                    raise
+                self.failure = error
         self.seconds_waited += time.perf_counter() - began
-        return self._last
+        return cast(MultiCropBatch, self._last)
 
     def reset_clock(self) -> None:
         """Count the waiting from now on."""

@@ -92,6 +92,7 @@ class StopRequest:
             if time.monotonic() - self._first_interrupt > CONFIRM_SECONDS:
                 raise KeyboardInterrupt
             self._first_interrupt = min(self._first_interrupt, time.monotonic())
-        if self.reason == StopReason.NONE:
+        first = self.reason == StopReason.NONE
+        self.reason = max(self.reason, SIGNALS[signal.Signals(number)])  # before the message, which may not come out
+        if first:
             logger.warning("%s: saving a checkpoint at the end of this step", signal.Signals(number).name)
-        self.reason = max(self.reason, SIGNALS[signal.Signals(number)])

@@ -38,6 +38,8 @@ def replay(path: Path, overrides: Sequence[str] = ()) -> int:
     captured = read_step(path)
     config = override(captured.config, overrides)
     force_backends(asdict(config.kernels))
+    if config.train.num_threads:
+        torch.set_num_threads(config.train.num_threads)
     device = torch.device(device_type(config.train.device))
     precision = Precision.from_name(config.compute_precision.dtype, device)
     arch = SSLMetaArch(config).to(device).train()
@@ -57,7 +59,9 @@ def replay(path: Path, overrides: Sequence[str] = ()) -> int:
         found += [f"crops: {name} of {', '.join(batch.paths[:NAMED])} ..." for name in bad_crops]
         found += [f"first module with a non-finite output: {where[0]}"] if where else []
         found += [f"loss {name} = {part.item()}" for name, part in parts.items() if not math.isfinite(part.item())]
-    found += _not_finite("gradient", ((name, p.grad) for name, p in arch.named_parameters() if p.grad is not None))
+    scaled = f" (of the loss times {scaler.get_scale():g}, which may be why)" if scaler.is_enabled() else ""
+    gradients = ((name, p.grad) for name, p in arch.named_parameters() if p.grad is not None)
+    found += [line + scaled for line in _not_finite("gradient", gradients)]
     for line in found:
         print(f"  not finite: {line}")
     if not found:

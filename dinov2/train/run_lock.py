@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from dinov2.utils.errors import RunFolderError
 
 logger = logging.getLogger("dinov2")
 LOCK_FILE = ".lock"
+PATIENCE_SECONDS = 5.0  # workers of a killed run hold its lock until they notice
 
 
 @contextmanager
@@ -42,15 +44,20 @@ def _acquire(path: Path) -> tuple[int | None, str]:
     """Return an open locked file, or who holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        return None, f" ({holder})" if holder else " (which one is not known)"
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): two runs in one folder would not be noticed", path, error)
-        return descriptor, ""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip()
+                os.close(descriptor)
+                return None, f" ({holder})" if holder else " (which one is not known)"
+            time.sleep(0.2)
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): two runs in one folder would not be noticed", path, error)
+            return descriptor, ""
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
     return descriptor, ""

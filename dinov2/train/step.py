@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dinov2.distributed.env import gather_vectors
+from dinov2.distributed.training_state import rng_state, set_rng_state
 from dinov2.train.feed import BatchFeed
 from dinov2.train.optim import apply_schedule
 from dinov2.train.precision import Precision
@@ -67,9 +68,12 @@ class TrainStep:
     def __call__(self, feed: BatchFeed, values: StepValues) -> StepReport:
         """Take one step, unless a loss or a gradient is not finite or the data of a process have failed.
 
+        A step that is not taken leaves everything as it was; one that overflows in float16 halves the scale.
+
         Raises:
             TooManyBadTilesError: see `BatchFeed`.
         """
+        before = self._traces()
         apply_schedule(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
         feed.reset_clock()
@@ -87,9 +91,25 @@ class TrainStep:
         if report.applied:
             self.optimizer.step()
             self.arch.update_teacher(values.momentum)
-        if self.scaler.is_enabled():
+        if report.applied or report.overflow:
             self.scaler.update()
+        else:
+            self._undo(before)
         return report
+
+    def _traces(self) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return what a step changes before it is known whether it counts: the centres and the generators."""
+        return [center.clone() for center in self._centers()], rng_state(self.device)
+
+    def _undo(self, traces: tuple[list[Tensor], dict[str, Tensor]]) -> None:
+        for center, value in zip(self._centers(), traces[0], strict=True):
+            center.copy_(value)
+        set_rng_state(traces[1])
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale())  # ends its step without changing it
+
+    def _centers(self) -> list[Tensor]:
+        return [] if self.arch.centers is None else list(self.arch.centers.buffers())
 
     def _clip(self) -> dict[str, Tensor]:
         """Clip the gradients of backbone and heads separately, as DINOv2 does; return their norms before."""

@@ -18,14 +18,14 @@ from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
 from dinov2.distributed.env import all_reduce_max, rank, world_size
 from dinov2.distributed.parallelize import parallelize, resolve_strategy
-from dinov2.distributed.training_state import TrainingState, rng_state
+from dinov2.distributed.training_state import TrainingState
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
 from dinov2.models.weights import TEACHER_FILE, load_backbone
 from dinov2.ops.dispatch import force_backends
 from dinov2.train.batch_plan import BatchPlan
-from dinov2.train.capture import capture_step
-from dinov2.train.divergence import SkipBudget, describe
+from dinov2.train.capture import capture_step, step_file
+from dinov2.train.divergence import SkipBudget, describe, first_bad_rank
 from dinov2.train.feed import BatchFeed
 from dinov2.train.interrupt import StopReason, StopRequest
 from dinov2.train.optim import build_optimizer
@@ -76,6 +76,7 @@ class Trainer:
             train.keep_last_checkpoints,
             train.saveckp_freq * train.OFFICIAL_EPOCH_LENGTH,
             train.async_checkpoints,
+            config.parallel.timeout_minutes,
         )
         torch.manual_seed(train.seed)
         self.arch = self._make_arch()
@@ -132,17 +133,16 @@ class Trainer:
         with logging_redirect_tqdm(), sinks as metrics:
             while step < end and not stopped:
                 values = self.schedules.at(step)
-                rng = rng_state(self.device)
                 report = self.step(feed, values)
                 if report.failed_ranks:
                     self._save_finally(step)
                     raise feed.failure or TooManyBadTilesError(
                         f"rank {report.failed_ranks[0]} found too many bad tiles: its log names them"
                     )
-                if report.bad:
-                    self._skip(step, report, values, rng)
-                if metrics and step % self.config.train.log_period_iterations == 0:
+                if metrics and (report.bad or step % self.config.train.log_period_iterations == 0):
                     metrics.log(step, report.numbers | values.named() | clock.speed())
+                if report.bad:
+                    self._skip(step, report, values)
                 clock.start()
                 if rank() == 0 and step == start:
                     self._write_run_info()
@@ -161,20 +161,24 @@ class Trainer:
         logger.info("finished %d steps; the teacher is in %s", step, self.folder / TEACHER_FILE)
         return 0
 
-    def _skip(self, step: int, report: StepReport, values: StepValues, rng: dict[str, torch.Tensor]) -> None:
+    def _skip(self, step: int, report: StepReport, values: StepValues) -> None:
         """Say that a step was skipped, or capture it and raise DivergenceError where that is one too many."""
         what = f"step {step}: {describe(report, world_size())}"
+        logger.warning("%s; the step is skipped (train.max_skipped_steps = %d)", what, self.budget.allowed)
         if self.budget.spend(step):
-            logger.warning("%s; the step is skipped (train.max_skipped_steps = %d)", what, self.budget.allowed)
             return
         self.checkpointer.wait()
         folder = self.folder / "diverged" / str(step)
         batches = islice(self._batches(step), self.plan.accumulate)
-        path = capture_step(folder, step, batches, values, report.numbers, rng, self.state, self.config)
+        problem = capture_step(folder, step, batches, values, report.numbers, self.state, self.config)
+        path = step_file(folder, first_bad_rank(report))
+        kept = f"is kept: python -m dinov2.train --replay {path} tells where it goes wrong"
+        if problem:
+            kept = f"could not be kept ({problem})"
         raise DivergenceError(
             f"{what}; more than train.max_skipped_steps = {self.budget.allowed} of the last steps were like that. The "
-            f"step is kept in {path}: python -m dinov2.train --replay {path} tells where it goes wrong. The newest "
-            "checkpoint is from before; lower optim.base_lr or optim.clip_grad, or try compute_precision.dtype=fp32"
+            f"step {kept}. The newest checkpoint is from before; lower optim.base_lr or optim.clip_grad, or try "
+            "compute_precision.dtype=fp32"
         )
 
     def _batches(self, start: int) -> Iterator[MultiCropBatch]:

@@ -36,11 +36,11 @@ class PoisonedTrainer(Trainer):
 
 
 class HungryTrainer(Trainer):
-    """Rank 1 runs out of data at step 3."""
+    """Rank 1 runs out of data at the first micro-batch of step 3."""
 
     def _batches(self, start):
-        for step, batch in enumerate(super()._batches(start), start):
-            if step == 3 and rank() == 1:
+        for number, batch in enumerate(super()._batches(start), start * self.plan.accumulate):
+            if number == 3 * self.plan.accumulate and rank() == 1:
                 raise TooManyBadTilesError("all tiles of rank 1 are gone")
             yield batch
 
@@ -87,7 +87,7 @@ def main(config_file: str) -> int:
 
         run(PoisonedTrainer, "skipped", (2,))
         run(PoisonedTrainer, "diverged", (2, 3), **{"train.max_skipped_steps": 1})
-        run(HungryTrainer, "hungry")
+        run(HungryTrainer, "hungry", **{"optim.accumulate_steps": 2})
         checkpoint.save, whole = full_disk_on_rank_1(checkpoint.save), checkpoint.save
         run(Trainer, "full")
         checkpoint.save = whole

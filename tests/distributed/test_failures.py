@@ -74,6 +74,7 @@ def test_too_many_are_kept_by_all_and_blamed_on_one(outcomes, capsys):
         assert (row["error"], row["finite"]) == ("DivergenceError", True)
         assert "step 3: dino_global_crops_loss = nan" in row["text"]
         assert "on rank 1" in row["text"]
+        assert f"--replay {folder / 'diverged' / 'diverged' / '3' / 'rank1.pt'}" in row["text"]
     kept = folder / "diverged" / "diverged" / "3"
     assert {path.name for path in kept.iterdir()} == {"rank0.pt", "rank1.pt", "state"}
     assert main(["--replay", str(kept / "rank1.pt")]) == 1

@@ -9,8 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_leaves
 
-from dinov2.train.divergence import WINDOW, SkipBudget, describe
+from dinov2.distributed.training_state import host_copy
+from dinov2.train.divergence import WINDOW, SkipBudget, describe, first_bad_rank
+from dinov2.train.feed import BatchFeed
 from dinov2.train.step import StepReport, TrainStep
 from dinov2.train.train import main
 from dinov2.train.trainer import Trainer
@@ -60,6 +63,8 @@ def test_parts_and_ranks_are_named():
     found = {"ibot_loss": {3: nan, 5: nan}, "koleo_loss": dict.fromkeys(range(8), -nan), "grad_norm_backbone": {0: nan}}
     text = describe(report(found), 8)
     assert text == "ibot_loss = nan on rank 3, 5, koleo_loss = nan on all ranks, grad_norm_backbone = nan"
+    assert first_bad_rank(report({"ibot_loss": {3: nan, 5: nan}, "grad_norm_backbone": {0: nan}})) == 3
+    assert first_bad_rank(report({"grad_norm_backbone": {0: nan, 1: nan}})) == 0
 
 
 def test_a_rare_nan_is_skipped_and_training_goes_on(small, tmp_path, caplog):
@@ -156,6 +161,33 @@ def test_a_weight_that_is_nan_is_named(small, tmp_path, capsys):
     assert not (tmp_path / "run" / "teacher.safetensors").exists()
     assert main(["--replay", str(tmp_path / "run" / "diverged" / "0" / "rank0.pt"), "train.num_threads=1"]) == 1
     assert "weight of student.ibot_head.mlp.0.weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sections", [{"train": {"centering": "centering"}}, {"compute_precision": {"dtype": "fp16"}}])
+def test_a_step_that_is_not_taken_leaves_everything_as_it_was(small, tmp_path, sections):
+    """Parameters, moments, centres, scale and generators, whether taken before or not."""
+    student = {"arch": "vit12", "embed_dim": 32, "num_heads": 2, "depth": 2, "drop_path_rate": 0.3}
+    trainer = poisoned(small(student=student, **sections), tmp_path / "run", {1})
+    feed = BatchFeed(trainer._batches(0))
+    if scaler := trainer.state.scaler.state_dict():
+        trainer.state.scaler.load_state_dict(scaler | {"scale": 1.0})
+    trainer.step(feed, trainer.schedules.at(3))
+    before = tree_leaves(host_copy(trainer.state.tensors(1)))
+    report = trainer.step(feed, trainer.schedules.at(3))
+    assert report.bad
+    after = tree_leaves(trainer.state.tensors(1))
+    assert len(before) == len(after) > 20
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_step_that_cannot_be_kept_is_reported_all_the_same(small, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    trainer = poisoned(small(train={"max_skipped_steps": 0}), tmp_path / "run", {0})
+    with pytest.raises(DivergenceError, match=r"step 0: .* could not be kept \(OSError: .*No space left"):
+        trainer.run()
 
 
 def test_replay_of_something_else(tmp_path, capsys):
