@@ -19,7 +19,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) -> (..., out)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g))
 
 
 class DINOHead(nn.Module):

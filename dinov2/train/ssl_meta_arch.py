@@ -60,15 +60,14 @@ class SSLMetaArch(nn.Module):
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch, and their sum as `total_loss`."""
         targets = self.targets(batch, teacher_temp)
-        student = self.student_backbone
-        inputs, masks = [batch.global_crops], [batch.masks if self.ibot.loss_weight else None]
-        if self.n_local:
-            inputs, masks = [*inputs, batch.local_crops], [*masks, None]
-        outputs = student.forward_features_list(inputs, masks)
-        global_cls = outputs[0]["x_norm_clstoken"]  # (2B, D)
-        local_cls = outputs[1]["x_norm_clstoken"] if self.n_local else global_cls[:0]  # (nB, D)
-
-        cls_scores = self.student["dino_head"](torch.cat([global_cls, local_cls]))  # ((2 + n)B, K)
+        local = [batch.local_crops] if self.n_local else []
+        (global_cls, patches), *of_local = self.student_backbone.forward_selected(
+            [batch.global_crops, *local],
+            [batch.masks if self.ibot.loss_weight else None, *(None for _ in local)],
+            [batch.mask_indices if self.ibot.loss_weight else None, *(None for _ in local)],
+        )  # (2B, D), (M, D) and of the local crops (nB, D)
+        cls = torch.cat([global_cls, *(local_cls for local_cls, _ in of_local)])  # ((2 + n)B, D)
+        cls_scores, patch_scores = self._score(self.student, cls, patches)
         crops = cls_scores.chunk(N_GLOBAL_CROPS + self.n_local)
         pairs = N_GLOBAL_CROPS + N_GLOBAL_CROPS * self.n_local
         # Each global crop learns from the other one; every local crop learns from both.
@@ -87,9 +86,7 @@ class SSLMetaArch(nn.Module):
             )
             parts["koleo_loss"] = self.dino.koleo_loss_weight * spread
         if self.ibot.loss_weight:
-            patches = outputs[0]["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
-            scores = self._patch_head(self.student)(patches)
-            patch_loss = ibot_patch_loss(scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
+            patch_loss = ibot_patch_loss(patch_scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
             parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
         parts["total_loss"] = torch.stack([at_least_float32(part) for part in parts.values()]).sum()
         return parts
@@ -97,13 +94,12 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def targets(self, batch: MultiCropBatch, teacher_temp: float) -> Targets:
         """Return the teacher's targets for a batch."""
-        features = self.teacher_backbone.forward_features(batch.global_crops)
-        cls_scores = self.teacher["dino_head"](features["x_norm_clstoken"])  # (2B, K)
+        wanted = batch.mask_indices if self.ibot.loss_weight else None
+        ((cls, patches),) = self.teacher_backbone.forward_selected([batch.global_crops], [None], [wanted])
+        cls_scores, patch_scores = self._score(self.teacher, cls, patches)  # (2B, K), (M, K)
         first, second = self._sharpen(cls_scores, teacher_temp, "dino").chunk(N_GLOBAL_CROPS)
         if not self.ibot.loss_weight:
-            return Targets((first, second), cls_scores[:0])
-        patches = features["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
-        patch_scores = self._patch_head(self.teacher)(patches)
+            return Targets((first, second), patch_scores)
         return Targets((first, second), self._sharpen(patch_scores, teacher_temp, "ibot"))
 
     @torch.no_grad()
@@ -122,8 +118,15 @@ class SSLMetaArch(nn.Module):
             return self.centers[which](scores, temperature)
         return sinkhorn_knopp(scores, temperature)
 
-    def _patch_head(self, modules: nn.ModuleDict) -> nn.Module:
-        return modules["ibot_head" if self.ibot.separate_head else "dino_head"]
+    def _score(self, modules: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Score CLS embeddings (C, D) and patches (M, D) by their heads, by one call if they share it."""
+        if not self.ibot.loss_weight:
+            cls_scores = modules["dino_head"](cls)
+            return cls_scores, cls_scores[:0]
+        if self.ibot.separate_head:
+            return modules["dino_head"](cls), modules["ibot_head"](patches)
+        cls_scores, patch_scores = modules["dino_head"](torch.cat([cls, patches])).split([len(cls), len(patches)])
+        return cls_scores, patch_scores
 
     def _with_heads(self, backbone: IsotropicBackbone, embed_dim: int) -> nn.ModuleDict:
         def head(section: DinoSection | IbotSection) -> DINOHead:
