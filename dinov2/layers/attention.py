@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from dinov2.ops.packing import Shapes, select_tokens
 from dinov2.ops.attention import attention
+from dinov2.ops.packing import Shapes, select_tokens
 
 
 class Attention(nn.Module):

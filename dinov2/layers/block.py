@@ -6,8 +6,8 @@ from dinov2.layers.attention import Attention
 from dinov2.layers.drop_path import DropPath
 from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
-from dinov2.ops.packing import Shapes, each_batch, select_tokens
 from dinov2.layers.swiglu import SwiGLU
+from dinov2.ops.packing import Shapes, each_batch, select_tokens
 
 
 class Block(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2.distributed.env import all_reduce_max, all_reduce_sum
-from dinov2.loss.row_chunks import row_chunks
+from dinov2.loss.row_chunks import empty_wide, row_chunks
 
 
 @torch.no_grad()
@@ -15,9 +15,11 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     diagonal ones, so that only their vectors change. Each row is shifted by its largest value, which its first factor
     makes good for, so that nothing overflows and no row vanishes.
     """
-    kernel = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))  # (M, K), the largest of each row is 1
+    kernel = torch.empty_like(
+        scores, dtype=torch.promote_types(scores.dtype, torch.float32)
+    )  # (M, K), the largest of each row is 1
     largest = kernel.new_empty(len(scores))  # (M,)
-    for rows in row_chunks(*scores.shape, scores.device):
+    for rows in row_chunks(scores):
         logits = kernel[rows].copy_(scores[rows]).div_(temperature)
         largest[rows] = logits.amax(1)
         logits.sub_(largest[rows, None]).exp_()
@@ -32,7 +34,7 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
             per_column = 1 / columns.clamp_min(tiny) / kernel.shape[1]
             per_row = 1 / (kernel @ per_column) / samples
     per_row *= samples
-    for rows in row_chunks(*kernel.shape, kernel.device):
+    for rows in row_chunks(kernel):
         kernel[rows].mul_(per_column).mul_(per_row[rows, None])
     return kernel
 
@@ -50,8 +52,8 @@ class SoftmaxCenter(nn.Module):
     @torch.no_grad()
     def forward(self, scores: Tensor, temperature: float) -> Tensor:
         """Return targets (M, K) from scores (M, K) by the present centre, then move the centre towards their mean."""
-        targets = torch.empty_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))  # (M, K)
-        for rows in row_chunks(*scores.shape, scores.device):
+        targets = empty_wide(scores)  # (M, K)
+        for rows in row_chunks(scores):
             logits = targets[rows].copy_(scores[rows]).sub_(self.center).div_(temperature)
             logits.sub_(logits.amax(1, keepdim=True)).exp_()
             logits.div_(logits.sum(1, keepdim=True))

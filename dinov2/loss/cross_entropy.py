@@ -2,8 +2,8 @@
 
 H(t, s) = sum(t) logsumexp(s / T) - t . s / T,   dH/ds = (sum(t) softmax(s / T) - t) / T
 
-Scores of many patches against 65,536 prototypes do not fit a CPU's cache; both passes take a few rows at a time, so that
-each number is read once, and only the gradient is written.
+Scores of many patches against 65,536 prototypes do not fit a CPU's cache; both passes take a few rows at a time, so
+that each number is read once, and only the gradient is written.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dinov2.loss.row_chunks import row_chunks
+
 
 def soft_cross_entropy(scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Return the cross-entropy (M,) of softmax(scores / temperature) against targets, in at least float32.
@@ -30,7 +31,7 @@ class _SoftCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
         wide = torch.promote_types(scores.dtype, torch.float32)
         normaliser, total, match = (scores.new_empty(scores.shape[0], dtype=wide) for _ in range(3))  # each (M,)
-        for rows in row_chunks(*scores.shape, scores.device):
+        for rows in row_chunks(scores):
             logits, weights = scores[rows].to(wide) / temperature, targets[rows].to(wide)
             normaliser[rows] = logits.logsumexp(1)
             total[rows] = weights.sum(1)
@@ -40,12 +41,12 @@ class _SoftCrossEntropy(torch.autograd.Function):
         return total * normaliser - match
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         scores, targets, normaliser, total = ctx.saved_tensors
         out = torch.empty_like(scores)
         scale = grad / ctx.temperature  # (M,)
-        for rows in row_chunks(*scores.shape, scores.device):
+        for rows in row_chunks(scores):
             part = scores[rows].to(normaliser.dtype) / ctx.temperature
             part.sub_(normaliser[rows, None]).exp_().mul_(total[rows, None]).sub_(targets[rows])
             out[rows] = part.mul_(scale[rows, None])

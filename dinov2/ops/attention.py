@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinov2.ops.packing import Shapes, each_batch
 from dinov2.ops.dispatch import Backend, choose_backend, register_backends
+from dinov2.ops.packing import Shapes, each_batch
 
 
 def attention(qkv: Tensor, shapes: Shapes | None = None, backend: str = "auto") -> Tensor:

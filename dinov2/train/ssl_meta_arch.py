@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.data.collate import MultiCropBatch
@@ -60,22 +61,22 @@ class SSLMetaArch(nn.Module):
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch, and their sum as `total_loss`."""
         targets = self.targets(batch, teacher_temp)
+        masks = batch.masks if self.ibot.loss_weight else None
+        wanted = batch.mask_indices if self.ibot.loss_weight else None
         local = [batch.local_crops] if self.n_local else []
-        (global_cls, patches), *of_local = self.student_backbone.forward_selected(
-            [batch.global_crops, *local],
-            [batch.masks if self.ibot.loss_weight else None, *(None for _ in local)],
-            [batch.mask_indices if self.ibot.loss_weight else None, *(None for _ in local)],
-        )  # (2B, D), (M, D) and of the local crops (nB, D)
-        cls = torch.cat([global_cls, *(local_cls for local_cls, _ in of_local)])  # ((2 + n)B, D)
-        cls_scores, patch_scores = self._score(self.student, cls, patches)
+        (global_cls, patches), *rest = self.student_backbone.forward_selected(
+            [batch.global_crops, *local], [masks, *(None for _ in local)], [wanted, *(None for _ in local)]
+        )  # (2B, D) and (M, D), then (nB, D) and (0, D)
+        cls = torch.cat([global_cls, *(local_cls for local_cls, _ in rest)])  # ((2 + n)B, D)
+        cls_scores, patch_scores = self._score(self.student, cls, patches)  # ((2 + n)B, K), (M, K)
         crops = cls_scores.chunk(N_GLOBAL_CROPS + self.n_local)
         pairs = N_GLOBAL_CROPS + N_GLOBAL_CROPS * self.n_local
         # Each global crop learns from the other one; every local crop learns from both.
         dino_global = dino_loss([crops[0]], [targets.cls[1]]) + dino_loss([crops[1]], [targets.cls[0]])
         parts = {"dino_global_crops_loss": self.dino.loss_weight * dino_global / pairs}
         if self.n_local:
-            local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
-            parts["dino_local_crops_loss"] = self.dino.loss_weight * local / pairs
+            dino_local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
+            parts["dino_local_crops_loss"] = self.dino.loss_weight * dino_local / pairs
         if self.dino.koleo_loss_weight:
             spread = sum(
                 (
@@ -104,8 +105,12 @@ class SSLMetaArch(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student: t = momentum * t + (1 - momentum) * s."""
-        get_ema_multi_avg_fn(momentum)(list(self.teacher.parameters()), list(self.student.parameters()), None)
+        """Move the teacher towards the student: t = momentum * t + (1 - momentum) * s, in place.
+
+        Both are sharded alike, so that each process moves its own shards, all in one foreach call.
+        """
+        teacher, student = (_local_tensors(module) for module in (self.teacher, self.student))
+        get_ema_multi_avg_fn(momentum)(teacher, student, None)
 
     def train(self, mode: bool = True) -> "SSLMetaArch":
         """Set the student's mode; the teacher stays in evaluation mode."""
@@ -142,3 +147,8 @@ class SSLMetaArch(nn.Module):
         if self.ibot.loss_weight and self.ibot.separate_head:
             modules["ibot_head"] = head(self.ibot)
         return nn.ModuleDict(modules)
+
+
+def _local_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters, or this process's shards of them."""
+    return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in module.parameters()]
