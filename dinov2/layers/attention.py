@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
 from dinov2.ops.attention import attention
 from dinov2.ops.packing import Shapes, select_tokens
 
@@ -14,8 +15,8 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"attention: {num_heads} heads do not divide the width {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim, bias=proj_bias)
 
     def forward(self, x: Tensor, shapes: Shapes | None = None, places: Tensor | None = None) -> Tensor:
         """Mix tokens (B, N, D) -> (B, N, D).

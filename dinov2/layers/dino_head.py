@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
+from dinov2.ops.linear import linear
+
 
 class WeightNormLinear(nn.Module):
     """A bias-free linear layer whose rows are weight_g * weight_v / ||weight_v||; weight_g starts at 1."""
@@ -19,7 +22,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) -> (..., out)."""
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g))
+        return linear(x, torch._weight_norm(self.weight_v, self.weight_g))
 
 
 class DINOHead(nn.Module):
@@ -30,10 +33,10 @@ class DINOHead(nn.Module):
         widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for i, (width_in, width_out) in enumerate(pairwise(widths)):
-            linear = nn.Linear(width_in, width_out)
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-            layers += [nn.GELU(), linear] if i else [linear]
+            layer = Linear(width_in, width_out)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+            layers += [nn.GELU(), layer] if i else [layer]
         self.mlp = nn.Sequential(*layers)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
 

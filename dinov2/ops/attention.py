@@ -49,7 +49,7 @@ def _block_diagonal(qkv: Tensor, shapes: Shapes) -> Tensor:
 @cache
 def _mask(lengths: tuple[int, ...], device: torch.device) -> Any:
     """Return the bias that keeps images apart; it holds tensors on the device, copied there once."""
-    return _xformers().BlockDiagonalMask.from_seqlens(list(lengths), device=device)
+    return _xformers().attn_bias.BlockDiagonalMask.from_seqlens(list(lengths), device=device)
 
 
 @cache

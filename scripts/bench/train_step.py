@@ -32,6 +32,7 @@ EXAMPLES = """\
 """
 STUDIED = ["vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid"]
 LIGHTLY = "lightly-train, ViT-S/14"
+LIGHTLY_MODEL = "dinov2/vits14-noreg-notpretrained"
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -148,8 +149,8 @@ def _ratios(times: dict[str, float]) -> dict[str, float]:
 def _lightly(python: Path, recipe: Recipe, options: Options) -> PeerSteps:
     case = {key: value for key, value in asdict(recipe).items() if key != "backbone"}
     dtype = next(name for name, value in DTYPES.items() if value == options.dtype)
-    where = {"device": options.device.type, "dtype": dtype, "threads": options.threads, "model": "dinov2/vits14-noreg-notpretrained"}
-    return PeerSteps(python, Path(__file__).with_name("lightly_peer.py"), case | where)
+    case |= {"device": options.device.type, "dtype": dtype, "threads": options.threads, "model": LIGHTLY_MODEL}
+    return PeerSteps(python, Path(__file__).with_name("lightly_peer.py"), case)
 
 
 if __name__ == "__main__":
