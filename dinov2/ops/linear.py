@@ -28,11 +28,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
     device = x.device.type
     if (
         device != "cpu"
-        or x.numel() == 0
-        or weight.dtype != x.dtype
-        or torch.is_autocast_enabled(device)
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch.is_autocast_enabled(device)
+        or weight.dtype != x.dtype
+        or x.numel() == 0
     ):
         return F.linear(x, weight, bias)
     if choose_backend("linear", backend, device, x.dtype, int(x.shape[-1])) == "plain":
@@ -44,16 +44,16 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+        return _product(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        rows, of_out = x.flatten(0, -2), grad.flatten(0, -2)  # (M, I), (M, O)
+        rows, of_out = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (x, grad))  # (M, I), (M, O)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _product(of_out, weight.T).unflatten(0, x.shape[:-1])
+            of_x = _product(of_out, weight.T).reshape(x.shape)
         if ctx.needs_input_grad[1]:
             # The first factor is copied to lie row by row: better the narrower one.
             wide = weight.shape[0] > weight.shape[1]

@@ -29,9 +29,7 @@ class PeerSteps:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
             )
         except OSError as error:
-            raise UserError(
-                f"--lightly {python}: {error}; give the Python that lightly-train is installed for"
-            ) from error
+            raise UserError(f"{python}: {error}; give the Python interpreter of the peer's environment") from error
         self._wait()
 
     def step(self) -> None:
