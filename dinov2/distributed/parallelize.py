@@ -131,7 +131,7 @@ def shard_backbone(
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=not trained)
     # Parameters are gathered around `forward` only, unless told of the other ways in.
-    for method in ("forward_features", "forward_features_list", "get_intermediate_layers"):
+    for method in ("forward_features", "forward_features_list", "forward_selected", "get_intermediate_layers"):
         register_fsdp_forward_method(model, method)
 
 

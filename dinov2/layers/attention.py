@@ -1,7 +1,10 @@
-"""Multi-head self-attention (arXiv 1706.03762) on PyTorch's scaled_dot_product_attention."""
+"""Multi-head self-attention (arXiv 1706.03762)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dinov2.layers.linear import Linear
+from dinov2.ops.attention import attention
+from dinov2.ops.packing import Shapes, select_tokens
 
 
 class Attention(nn.Module):
@@ -12,12 +15,14 @@ class Attention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"attention: {num_heads} heads do not divide the width {dim}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim, bias=proj_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, shapes: Shapes | None = None, places: Tensor | None = None) -> Tensor:
+        """Mix tokens (B, N, D) -> (B, N, D).
+
+        With `shapes`, mix within the images of a pack (1, T, D), and return its tokens at `places` (K,), or all.
+        """
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, H, D / H)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D / H)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        mixed = attention(qkv, shapes).flatten(2)  # (B, N, D)
+        return self.proj(select_tokens(mixed, places))

@@ -7,6 +7,7 @@ from dinov2.layers.drop_path import DropPath
 from dinov2.layers.layer_scale import LayerScale
 from dinov2.layers.mlp import Mlp
 from dinov2.layers.swiglu import SwiGLU
+from dinov2.ops.packing import Shapes, each_batch, select_tokens
 
 
 class Block(nn.Module):
@@ -36,7 +37,22 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layerscale is None else LayerScale(dim, layerscale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine tokens (B, L, D) -> (B, L, D)."""
-        x = x + self.drop_path(self.ls1(self.get_submodule(self._sequence)(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.get_submodule(self._channel)(self.norm2(x))))
+    def forward(self, x: Tensor, shapes: Shapes | None = None, places: Tensor | None = None) -> Tensor:
+        """Refine tokens (B, L, D) -> (B, L, D).
+
+        With `shapes`, refine a pack (1, T, D) of batches of those shapes, and return its tokens at `places` (K,), or
+        all. Whatever works token by token after the last mixing of tokens is computed for those alone.
+        """
+        sequence, channel = self.get_submodule(self._sequence), self.get_submodule(self._channel)
+        by_token = self._channel == "mlp"
+        early = places if by_token else None
+        normed = self.norm1(x)
+        if self._sequence == "attn":
+            mixed = sequence(normed, shapes, early)
+        else:
+            mixed = select_tokens(each_batch(sequence, normed, shapes), early)
+        x = select_tokens(x, early) + self.drop_path(self.ls1(mixed), shapes, early)
+        normed = self.norm2(x)
+        mixed = channel(normed) if by_token else each_batch(channel, normed, shapes)
+        x = x + self.drop_path(self.ls2(mixed), shapes, early)
+        return x if by_token else select_tokens(x, places)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
+from dinov2.ops.linear import linear
 from dinov2.utils.precision import at_least_float32
 
 
@@ -21,7 +23,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) -> (..., out)."""
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return linear(x, torch._weight_norm(self.weight_v, self.weight_g))
 
 
 class DINOHead(nn.Module):
@@ -32,10 +34,10 @@ class DINOHead(nn.Module):
         widths = [in_dim, *[hidden_dim] * (nlayers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
         for i, (width_in, width_out) in enumerate(pairwise(widths)):
-            linear = nn.Linear(width_in, width_out)
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-            layers += [nn.GELU(), linear] if i else [linear]
+            layer = Linear(width_in, width_out)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+            layers += [nn.GELU(), layer] if i else [layer]
         self.mlp = nn.Sequential(*layers)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim)
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
 from dinov2.layers.scan import SMALLEST_STEP, decay_rate, inverse_softplus_of_log_uniform
 from dinov2.ops import conv_silu, ssd
 
@@ -40,12 +41,12 @@ class Hydra(nn.Module):
             raise ValueError(f"hydra: heads of {headdim} do not divide the inner width {expand} * {dim} = {inner}")
         self.heads, self.headdim, self.d_state, self.inner = inner // headdim, headdim, d_state, inner
         mixed = inner + 4 * d_state  # x, then B and C of both directions
-        self.in_proj = nn.Linear(dim, inner + mixed + 2 * self.heads, bias=False)
+        self.in_proj = Linear(dim, inner + mixed + 2 * self.heads, bias=False)
         self.conv1d = nn.Conv1d(mixed, mixed, d_conv, groups=mixed, bias=True)
         self.scan = HydraScan(self.heads)
-        self.fc_D = nn.Linear(inner, self.heads, bias=False)
+        self.fc_D = Linear(inner, self.heads, bias=False)
         self.norm = nn.RMSNorm(inner, eps=1e-5)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         """Mix tokens (B, L, D) -> (B, L, D)."""

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
 from dinov2.layers.scan import DtInit, SelectiveScan
 from dinov2.ops import conv_silu
 
@@ -20,13 +21,13 @@ class MambaVisionMixer(nn.Module):
         super().__init__()
         self.dt_rank = math.ceil(dim / 16)
         self.d_state = d_state
-        self.in_proj = nn.Linear(dim, 2 * dim, bias=False)
+        self.in_proj = Linear(dim, 2 * dim, bias=False)
         self.conv1d_x = nn.Conv1d(dim, dim, d_conv, groups=dim, bias=False)
         self.conv1d_z = nn.Conv1d(dim, dim, d_conv, groups=dim, bias=False)
-        self.x_proj = nn.Linear(dim, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, dim, bias=False)  # its bias is scan.dt_bias, added once
+        self.x_proj = Linear(dim, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.dt_rank, dim, bias=False)  # its bias is scan.dt_bias, added once
         self.scan = SelectiveScan(dim, d_state, dt_init)
-        self.out_proj = nn.Linear(2 * dim, dim, bias=False)
+        self.out_proj = Linear(2 * dim, dim, bias=False)
         if dt_init == "mamba":
             nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
 

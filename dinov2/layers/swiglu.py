@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
+
 
 class SwiGLU(nn.Module):
     """silu(W1 x) * (W2 x), projected back; the hidden width is 2/3 of `hidden_dim`, rounded up to a multiple of 8."""
@@ -10,8 +12,8 @@ class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, bias: bool = True) -> None:
         super().__init__()
         hidden = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
-        self.w12 = nn.Linear(dim, 2 * hidden, bias=bias)
-        self.w3 = nn.Linear(hidden, dim, bias=bias)
+        self.w12 = Linear(dim, 2 * hidden, bias=bias)
+        self.w3 = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) -> (..., D)."""

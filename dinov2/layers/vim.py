@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from dinov2.layers.linear import Linear
 from dinov2.layers.scan import DtInit, SelectiveScan
 from dinov2.ops import conv_silu
 
@@ -15,8 +16,8 @@ class MambaDirection(nn.Module):
         super().__init__()
         self.dt_rank, self.d_state = dt_rank, d_state
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, bias=True)
-        self.x_proj = nn.Linear(channels, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, channels, bias=False)  # its bias is scan.dt_bias
+        self.x_proj = Linear(channels, dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(dt_rank, channels, bias=False)  # its bias is scan.dt_bias
         self.scan = SelectiveScan(channels, d_state, dt_init)
         if dt_init == "mamba":
             nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
@@ -36,10 +37,10 @@ class BidirectionalMamba(nn.Module):
     ) -> None:
         super().__init__()
         inner, dt_rank = expand * dim, math.ceil(dim / 16)
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.in_proj = Linear(dim, 2 * inner, bias=False)
         self.forward_direction = MambaDirection(inner, dt_rank, d_state, d_conv, dt_init)
         self.backward_direction = MambaDirection(inner, dt_rank, d_state, d_conv, dt_init)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, L, D) -> (B, L, D)."""

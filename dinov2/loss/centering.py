@@ -1,11 +1,10 @@
 """From teacher scores to targets: Sinkhorn-Knopp (arXiv 2006.09882) or centring and softmax (arXiv 2104.14294)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinov2.distributed.env import all_reduce_max, all_reduce_sum
-from dinov2.utils.precision import at_least_float32
+from dinov2.loss.row_chunks import empty_wide, row_chunks
 
 
 @torch.no_grad()
@@ -16,20 +15,28 @@ def sinkhorn_knopp(scores: Tensor, temperature: float, iterations: int = 3) -> T
     diagonal ones, so that only their vectors change. Each row is shifted by its largest value, which its first factor
     makes good for, so that nothing overflows and no row vanishes.
     """
-    logits = at_least_float32(scores) / temperature
-    largest = logits.amax(1)  # (M,)
-    highest = all_reduce_max(largest.amax() if len(largest) else largest.new_tensor(-torch.inf))
-    kernel = torch.exp(logits - largest[:, None])  # (M, K), the largest of each row is 1
+    kernel = torch.empty_like(
+        scores, dtype=torch.promote_types(scores.dtype, torch.float32)
+    )  # (M, K), the largest of each row is 1
+    largest = kernel.new_empty(len(scores))  # (M,)
+    for rows in row_chunks(scores):
+        logits = kernel[rows].copy_(scores[rows]).div_(temperature)
+        largest[rows] = logits.amax(1)
+        logits.sub_(largest[rows, None]).exp_()
+    highest = all_reduce_max(largest.amax() if len(largest) else largest.new_full((), -torch.inf))
     per_row = torch.exp(largest - highest)  # (M,)
     per_column = kernel.new_ones(kernel.shape[1])  # (K,)
-    samples = all_reduce_sum(kernel.new_tensor(float(kernel.shape[0])))
+    samples = all_reduce_sum(kernel.new_full((), kernel.shape[0]))
     tiny = torch.finfo(kernel.dtype).tiny
     with torch.autocast(kernel.device.type, enabled=False):
         for _ in range(iterations):
             columns = all_reduce_sum(per_row @ kernel)  # (K,)
             per_column = 1 / columns.clamp_min(tiny) / kernel.shape[1]
             per_row = 1 / (kernel @ per_column) / samples
-    return kernel * per_column * (per_row * samples)[:, None]
+    per_row *= samples
+    for rows in row_chunks(kernel):
+        kernel[rows].mul_(per_column).mul_(per_row[rows, None])
+    return kernel
 
 
 class SoftmaxCenter(nn.Module):
@@ -45,9 +52,14 @@ class SoftmaxCenter(nn.Module):
     @torch.no_grad()
     def forward(self, scores: Tensor, temperature: float) -> Tensor:
         """Return targets (M, K) from scores (M, K) by the present centre, then move the centre towards their mean."""
-        targets = F.softmax((at_least_float32(scores) - self.center) / temperature, dim=-1)
-        total = all_reduce_sum(at_least_float32(scores).sum(0, keepdim=True))
-        count = all_reduce_sum(torch.tensor(float(scores.shape[0]), device=scores.device))
-        if count > 0:
-            self.center.lerp_((total / count).to(self.center.dtype), 1 - self.momentum)
+        targets = empty_wide(scores)  # (M, K)
+        for rows in row_chunks(scores):
+            logits = targets[rows].copy_(scores[rows]).sub_(self.center).div_(temperature)
+            logits.sub_(logits.amax(1, keepdim=True)).exp_()
+            logits.div_(logits.sum(1, keepdim=True))
+        total = all_reduce_sum(scores.sum(0, keepdim=True, dtype=targets.dtype))  # (1, K)
+        count = all_reduce_sum(total.new_full((), scores.shape[0]))
+        # Without samples the mean is taken to be the centre. No branch, which would wait for the device.
+        mean = torch.where(count > 0, total / count.clamp(min=1), self.center)
+        self.center.lerp_(mean.to(self.center.dtype), 1 - self.momentum)
         return targets

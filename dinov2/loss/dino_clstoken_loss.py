@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from dinov2.utils.precision import at_least_float32
+from dinov2.loss.cross_entropy import soft_cross_entropy
 
 
 def dino_loss(student_scores: Sequence[Tensor], targets: Sequence[Tensor], student_temp: float = 0.1) -> Tensor:
@@ -18,7 +17,5 @@ def dino_loss(student_scores: Sequence[Tensor], targets: Sequence[Tensor], stude
     """
     # The cross-entropy is linear in the targets: sum them first, one product a student crop.
     total = sum(targets[1:], start=targets[0])  # (B, K)
-    losses = [
-        -(total * F.log_softmax(at_least_float32(s) / student_temp, dim=-1)).sum(-1).mean() for s in student_scores
-    ]
+    losses = [soft_cross_entropy(scores, total, student_temp).mean() for scores in student_scores]
     return sum(losses[1:], start=losses[0])

@@ -1,9 +1,8 @@
 """The iBOT loss on masked patches (arXiv 2111.07832, equation 2)."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from dinov2.utils.precision import at_least_float32
+from dinov2.loss.cross_entropy import soft_cross_entropy
 
 
 def ibot_patch_loss(
@@ -18,5 +17,5 @@ def ibot_patch_loss(
         n_images: images in the batch, those without a mask included.
         student_temp: temperature of the student's softmax.
     """
-    entropy = -(targets * F.log_softmax(at_least_float32(student_scores) / student_temp, dim=-1)).sum(-1)  # (M,)
+    entropy = soft_cross_entropy(student_scores, targets, student_temp)  # (M,)
     return (entropy * weights).sum() / n_images

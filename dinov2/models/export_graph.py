@@ -27,7 +27,14 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 OPSET = 18  # the lowest that PyTorch's exporter writes without converting
 _ONE_FILE = 1 << 30  # bytes of weights; a message of protobuf ends at 2 GiB
 # The backends that are made of PyTorch's own operators, in the fewest nodes.
-ELEMENTARY = {"conv_silu": "plain", "einfft": "products", "selective_scan": "doubling", "ssd": "quadratic"}
+ELEMENTARY = {
+    "attention": "sdpa",
+    "conv_silu": "plain",
+    "einfft": "products",
+    "linear": "plain",
+    "selective_scan": "doubling",
+    "ssd": "quadratic",
+}
 
 
 class ExportError(UserError):

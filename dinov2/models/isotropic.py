@@ -18,6 +18,7 @@ from dinov2.layers.vim import BidirectionalMamba
 from dinov2.models.init import initialise
 from dinov2.models.pos_embed import interpolate_pos_embed
 from dinov2.models.spec import BackboneSpec
+from dinov2.ops.packing import Shapes, pack, unpack
 
 
 class Features(TypedDict):
@@ -69,20 +70,44 @@ class IsotropicBackbone(nn.Module):
         tokens = self._embed(x, masks)
         for block in self.blocks:
             tokens = block(tokens)
-        prenorm = self._ordered(tokens)
-        normed = self.norm(prenorm)
-        start = 1 + self.num_register_tokens
-        return {
-            "x_norm_clstoken": normed[:, 0],
-            "x_norm_regtokens": normed[:, 1:start],
-            "x_norm_patchtokens": normed[:, start:],
-            "x_prenorm": prenorm,
-            "masks": masks,
-        }
+        return self._features(tokens, masks)
 
     def forward_features_list(self, xs: Sequence[Tensor], masks: Sequence[Tensor | None]) -> list[Features]:
-        """Embed several batches of images of different sizes; one dict each."""
-        return [self.forward_features(x, mask) for x, mask in zip(xs, masks, strict=True)]
+        """Embed several batches of images of different sizes in one pass through the blocks; one dict each."""
+        batches = [self._embed(x, mask) for x, mask in zip(xs, masks, strict=True)]
+        shapes = _shapes(batches)
+        tokens = pack(batches)  # (1, T, D)
+        for block in self.blocks:
+            tokens = block(tokens, shapes)
+        return [self._features(part, mask) for part, mask in zip(unpack(tokens, shapes), masks, strict=True)]
+
+    def forward_selected(
+        self, xs: Sequence[Tensor], masks: Sequence[Tensor | None], patches: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Embed several batches like `forward_features_list`, but only what a loss reads.
+
+        The last block computes no token that nobody asked for, from its last mixing of tokens on.
+
+        Args:
+            xs: images, per batch (B, 3, H, W).
+            masks: per batch (B, N), or None.
+            patches: per batch the patches wanted, each once, counted from 0 over all B * N (M,), or None for none.
+
+        Returns:
+            Per batch the normalised CLS embeddings (B, D), and those of the wanted patches (M, D).
+        """
+        batches = [self._embed(x, mask) for x, mask in zip(xs, masks, strict=True)]
+        shapes = _shapes(batches)
+        places, first = [], 0
+        for (count, length), wanted in zip(shapes, patches, strict=True):
+            places += [first + place for place in self._places(count, length, wanted, xs[0].device)]
+            first += count * length
+        tokens = pack(batches)  # (1, T, D)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, shapes)
+        tokens = self.norm(self.blocks[-1](tokens, shapes, torch.cat(places))).squeeze(0)  # (K, D)
+        parts = tokens.split([len(place) for place in places])
+        return list(zip(parts[::2], parts[1::2], strict=True))
 
     def get_intermediate_layers(
         self,
@@ -139,6 +164,30 @@ class IsotropicBackbone(nn.Module):
         split = patches.shape[1] // 2 if self.spec.cls_position == "middle" else 0
         return torch.cat([patches[:, :split], special.to(patches.dtype), patches[:, split:]], dim=1)
 
+    def _features(self, tokens: Tensor, masks: Tensor | None) -> Features:
+        """Turn what the last block returns (B, 1 + R + N, D) into the outputs."""
+        prenorm = self._ordered(tokens)
+        normed = self.norm(prenorm)
+        start = 1 + self.num_register_tokens
+        return {
+            "x_norm_clstoken": normed[:, 0],
+            "x_norm_regtokens": normed[:, 1:start],
+            "x_norm_patchtokens": normed[:, start:],
+            "x_prenorm": prenorm,
+            "masks": masks,
+        }
+
+    def _places(self, count: int, length: int, patches: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return where the CLS tokens and some patches lie among `count` images of `length` tokens in blocks' order."""
+        special = 1 + self.num_register_tokens
+        n = length - special
+        split = n // 2 if self.spec.cls_position == "middle" else 0
+        cls = torch.arange(count, device=device) * length + split  # (B,)
+        if patches is None:
+            return cls, cls[:0]
+        images, inside = patches // n, patches % n  # each (M,)
+        return cls, images * length + inside + special * (inside >= split)
+
     def _ordered(self, tokens: Tensor) -> Tensor:
         """Reorder tokens (B, 1 + R + N, D) from the blocks' order to CLS, registers, patches."""
         if self.spec.cls_position == "first":
@@ -146,6 +195,10 @@ class IsotropicBackbone(nn.Module):
         special = 1 + self.num_register_tokens
         split = (tokens.shape[1] - special) // 2
         return torch.cat([tokens[:, split : split + special], tokens[:, :split], tokens[:, split + special :]], dim=1)
+
+
+def _shapes(batches: Sequence[Tensor]) -> Shapes:
+    return tuple((int(batch.shape[0]), int(batch.shape[1])) for batch in batches)
 
 
 def _build_blocks(spec: BackboneSpec) -> list[Block]:

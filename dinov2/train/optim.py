@@ -10,6 +10,7 @@ from torch import nn
 from dinov2.train.schedules import StepValues
 from dinov2.utils.schema import OptimSection
 
+FUSED_DEVICES = ("cpu", "cuda")  # have a fused AdamW in every supported release of PyTorch
 _TOKENS = ("cls_token", "mask_token", "register_tokens", "pos_embed")
 
 
@@ -51,10 +52,15 @@ def has_no_decay(name: str, rule: str) -> bool:
 
 
 def build_optimizer(modules: nn.ModuleDict, optim: OptimSection) -> torch.optim.AdamW:
-    """Return AdamW over the groups; `apply_schedule` sets rates and decay before each step."""
-    return torch.optim.AdamW(
-        parameter_groups(modules, optim), lr=0.0, betas=(optim.adamw_beta1, optim.adamw_beta2), weight_decay=0.0
-    )
+    """Return AdamW over the groups; `apply_schedule` sets rates and decay before each step.
+
+    One fused kernel updates all parameters where PyTorch has it for their device, DTensors included; elsewhere PyTorch
+    chooses between foreach and a loop.
+    """
+    groups = parameter_groups(modules, optim)
+    fused = all(parameter.device.type in FUSED_DEVICES for group in groups for parameter in group["params"])
+    betas = (optim.adamw_beta1, optim.adamw_beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=0.0, fused=fused or None)
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, values: StepValues) -> None:

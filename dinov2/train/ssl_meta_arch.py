@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinov2.data.collate import MultiCropBatch
@@ -60,23 +61,22 @@ class SSLMetaArch(nn.Module):
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch, and their sum as `total_loss`."""
         targets = self.targets(batch, teacher_temp)
-        student = self.student_backbone
-        inputs, masks = [batch.global_crops], [batch.masks if self.ibot.loss_weight else None]
-        if self.n_local:
-            inputs, masks = [*inputs, batch.local_crops], [*masks, None]
-        outputs = student.forward_features_list(inputs, masks)
-        global_cls = outputs[0]["x_norm_clstoken"]  # (2B, D)
-        local_cls = outputs[1]["x_norm_clstoken"] if self.n_local else global_cls[:0]  # (nB, D)
-
-        cls_scores = self.student["dino_head"](torch.cat([global_cls, local_cls]))  # ((2 + n)B, K)
+        masks = batch.masks if self.ibot.loss_weight else None
+        wanted = batch.mask_indices if self.ibot.loss_weight else None
+        local = [batch.local_crops] if self.n_local else []
+        (global_cls, patches), *rest = self.student_backbone.forward_selected(
+            [batch.global_crops, *local], [masks, *(None for _ in local)], [wanted, *(None for _ in local)]
+        )  # (2B, D) and (M, D), then (nB, D) and (0, D)
+        cls = torch.cat([global_cls, *(local_cls for local_cls, _ in rest)])  # ((2 + n)B, D)
+        cls_scores, patch_scores = self._score(self.student, cls, patches)  # ((2 + n)B, K), (M, K)
         crops = cls_scores.chunk(N_GLOBAL_CROPS + self.n_local)
         pairs = N_GLOBAL_CROPS + N_GLOBAL_CROPS * self.n_local
         # Each global crop learns from the other one; every local crop learns from both.
         dino_global = dino_loss([crops[0]], [targets.cls[1]]) + dino_loss([crops[1]], [targets.cls[0]])
         parts = {"dino_global_crops_loss": self.dino.loss_weight * dino_global / pairs}
         if self.n_local:
-            local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
-            parts["dino_local_crops_loss"] = self.dino.loss_weight * local / pairs
+            dino_local = dino_loss(crops[N_GLOBAL_CROPS:], targets.cls)
+            parts["dino_local_crops_loss"] = self.dino.loss_weight * dino_local / pairs
         if self.dino.koleo_loss_weight:
             spread = sum(
                 (
@@ -87,9 +87,7 @@ class SSLMetaArch(nn.Module):
             )
             parts["koleo_loss"] = self.dino.koleo_loss_weight * spread
         if self.ibot.loss_weight:
-            patches = outputs[0]["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
-            scores = self._patch_head(self.student)(patches)
-            patch_loss = ibot_patch_loss(scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
+            patch_loss = ibot_patch_loss(patch_scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
             parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
         parts["total_loss"] = torch.stack([at_least_float32(part) for part in parts.values()]).sum()
         return parts
@@ -97,19 +95,22 @@ class SSLMetaArch(nn.Module):
     @torch.no_grad()
     def targets(self, batch: MultiCropBatch, teacher_temp: float) -> Targets:
         """Return the teacher's targets for a batch."""
-        features = self.teacher_backbone.forward_features(batch.global_crops)
-        cls_scores = self.teacher["dino_head"](features["x_norm_clstoken"])  # (2B, K)
+        wanted = batch.mask_indices if self.ibot.loss_weight else None
+        ((cls, patches),) = self.teacher_backbone.forward_selected([batch.global_crops], [None], [wanted])
+        cls_scores, patch_scores = self._score(self.teacher, cls, patches)  # (2B, K), (M, K)
         first, second = self._sharpen(cls_scores, teacher_temp, "dino").chunk(N_GLOBAL_CROPS)
         if not self.ibot.loss_weight:
-            return Targets((first, second), cls_scores[:0])
-        patches = features["x_norm_patchtokens"].flatten(0, 1)[batch.mask_indices]  # (M, D)
-        patch_scores = self._patch_head(self.teacher)(patches)
+            return Targets((first, second), patch_scores)
         return Targets((first, second), self._sharpen(patch_scores, teacher_temp, "ibot"))
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """Move the teacher towards the student: t = momentum * t + (1 - momentum) * s."""
-        get_ema_multi_avg_fn(momentum)(list(self.teacher.parameters()), list(self.student.parameters()), None)
+        """Move the teacher towards the student: t = momentum * t + (1 - momentum) * s, in place.
+
+        Both are sharded alike, so that each process moves its own shards, all in one foreach call.
+        """
+        teacher, student = (_local_tensors(module) for module in (self.teacher, self.student))
+        get_ema_multi_avg_fn(momentum)(teacher, student, None)
 
     def train(self, mode: bool = True) -> "SSLMetaArch":
         """Set the student's mode; the teacher stays in evaluation mode."""
@@ -122,8 +123,15 @@ class SSLMetaArch(nn.Module):
             return self.centers[which](scores, temperature)
         return sinkhorn_knopp(scores, temperature)
 
-    def _patch_head(self, modules: nn.ModuleDict) -> nn.Module:
-        return modules["ibot_head" if self.ibot.separate_head else "dino_head"]
+    def _score(self, modules: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Score CLS embeddings (C, D) and patches (M, D) by their heads, by one call if they share it."""
+        if not self.ibot.loss_weight:
+            cls_scores = modules["dino_head"](cls)
+            return cls_scores, cls_scores[:0]
+        if self.ibot.separate_head:
+            return modules["dino_head"](cls), modules["ibot_head"](patches)
+        cls_scores, patch_scores = modules["dino_head"](torch.cat([cls, patches])).split([len(cls), len(patches)])
+        return cls_scores, patch_scores
 
     def _with_heads(self, backbone: IsotropicBackbone, embed_dim: int) -> nn.ModuleDict:
         def head(section: DinoSection | IbotSection) -> DINOHead:
@@ -139,3 +147,8 @@ class SSLMetaArch(nn.Module):
         if self.ibot.loss_weight and self.ibot.separate_head:
             modules["ibot_head"] = head(self.ibot)
         return nn.ModuleDict(modules)
+
+
+def _local_tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters, or this process's shards of them."""
+    return [parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in module.parameters()]

@@ -1,7 +1,9 @@
 """Parameter groups: every parameter once, with the multipliers that its name and layer ask for."""
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinov2.train.optim import apply_schedule, build_optimizer, has_no_decay, parameter_groups
 from dinov2.train.schedules import StepValues
@@ -13,6 +15,21 @@ from dinov2.utils.schema import OptimSection
 def modules(request, small):
     student = {"arch": request.param, "embed_dim": 32, "num_heads": 2, "depth": 2, "layerscale": 1.0}
     return SSLMetaArch(small(student=student)).student
+
+
+class Operators(TorchDispatchMode):
+    """Lists the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name):
+        return self.names.count(name)
 
 
 def found(groups, modules):
@@ -81,3 +98,39 @@ def test_frozen_last_layer_does_not_move(modules):
     optimizer.step()
     for name, p in modules.named_parameters():
         assert torch.equal(p, before[name]) == ("last_layer" in name), name
+
+
+def plain_adamw(p, grad, state, group):
+    """Algorithm 2 of arXiv 1711.05101, one parameter, in numpy; PyTorch's epsilon."""
+    state["t"] += 1
+    (b1, b2), lr = group["betas"], group["lr"]
+    state["m"] = b1 * state["m"] + (1 - b1) * grad
+    state["v"] = b2 * state["v"] + (1 - b2) * grad**2
+    m, v = state["m"] / (1 - b1 ** state["t"]), state["v"] / (1 - b2 ** state["t"])
+    return p - lr * group["weight_decay"] * p - lr * m / (np.sqrt(v) + group["eps"])
+
+
+def test_the_fused_update_is_the_plain_loop(modules):
+    modules.double()
+    optimizer = build_optimizer(modules, OptimSection(layerwise_decay=0.9))
+    assert all(group["fused"] for group in optimizer.param_groups)
+    values = [p.detach().numpy().copy() for group in optimizer.param_groups for p in group["params"]]
+    states = [{"t": 0, "m": 0.0, "v": 0.0} for _ in values]
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        apply_schedule(optimizer, StepValues(0.1 / (step + 1), 0.05, 0.04 + step, momentum=0.9, teacher_temp=0.04))
+        owners = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        for i, (p, group) in enumerate(owners):
+            grad = rng.normal(size=p.shape)
+            p.grad = torch.from_numpy(grad)
+            values[i] = plain_adamw(values[i], grad, states[i], group)
+        with Operators() as operators:
+            optimizer.step()
+        assert operators.count("_fused_adamw_") == len(optimizer.param_groups)
+        for (p, _), expected in zip(owners, values, strict=True):
+            np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_devices_without_a_fused_kernel_are_left_to_pytorch(modules):
+    optimizer = build_optimizer(modules.to("meta"), OptimSection())
+    assert not any(group["fused"] for group in optimizer.param_groups)

@@ -1,5 +1,7 @@
 """The objective as a whole, against its formula in float64 loops over the outputs of its own networks."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,15 @@ def test_batch_without_a_mask(setup):
     parts["total_loss"].backward()
     assert float(parts["ibot_loss"].detach()) == 0.0
     assert torch.isfinite(parts["total_loss"])
+
+
+def test_shared_heads_score_with_one_call(small):
+    config = small(ibot={"separate_head": False, "mask_sample_probability": 1.0})
+    arch = SSLMetaArch(config)
+    calls = []
+    arch.student["dino_head"].register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    cls, patches = torch.randn(6, 32), torch.randn(5, 32)
+    together = arch._score(arch.student, cls, patches)
+    assert calls == [11]
+    alone = copy.deepcopy(arch.student["dino_head"])
+    torch.testing.assert_close(together, (alone(cls), alone(patches)))
