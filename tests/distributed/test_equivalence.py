@@ -1,42 +1,15 @@
 """Several processes compute what one does: the same losses and parameters from the same global batch, in float64."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from ports import free_port
+import train_ranks
+from processes import run_ranks
 
 from dinov2.utils.config import to_yaml
 
-PROGRAM = Path(__file__).with_name("train_ranks.py")
 BACKBONES = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid")
-
-
-def launch(processes, configs):
-    """Run the program in so many processes as torchrun would, and return their exit codes and outputs."""
-    port = free_port()
-    running = []
-    for rank in range(processes):
-        environ = os.environ | {"OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        command = [sys.executable, str(PROGRAM), *map(str, configs)]
-        running.append(
-            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate(timeout=600)[0] for process in running]
-    return [process.returncode for process in running], outputs
 
 
 @pytest.fixture
@@ -60,7 +33,7 @@ def write(small, tmp_path):
 
 
 def train(processes, configs):
-    codes, outputs = launch(processes, configs)
+    codes, outputs = run_ranks(train_ranks.main, processes, list(map(str, configs)), configs[0].parent)
     assert codes == [0] * processes, "\n".join(outputs)
 
 
