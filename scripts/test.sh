@@ -51,5 +51,4 @@ if [[ $with_slurm ]]; then
     start_cluster
 fi
 say "pytest"
-# Tests that share something (the cluster) carry a mark xdist_group, and run one after the other in one process.
-"$venv/bin/python" -m pytest -n 2 --dist loadgroup "$@"
+"$venv/bin/python" -m pytest -n 2 "$@"  # tests/conftest.py distributes the tests

@@ -9,6 +9,19 @@ from dinov2.utils.config import config_from_dict
 
 torch.set_num_threads(1)
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give every process of pytest-xdist one test at a time, but all that use the Slurm cluster to one of them."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "slurm" if nodeid.startswith("tests/slurm/") else nodeid
+
+    return Scheduler(config, log)
+
+
 SMALL = {
     "train": {
         "batch_size_per_gpu": 4,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurm_jobs import ROOT, run, wait_until
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]  # they share the cluster's two nodes
+pytestmark = pytest.mark.slurm
 SLOW = {"step_seconds": 0.2, "steps": 20}
 
 

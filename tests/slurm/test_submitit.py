@@ -16,7 +16,7 @@ from dinov2.run.executor import Resources, start_jobs
 from dinov2.run.task import conclude, release_signals
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # jobs cannot import the tests
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm"), pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("cluster")]
 TWO_NODES = Resources(nodes=2, gpus=0, minutes=5, cpus_per_task=1, memory="1000M", partition="debug")
 
 

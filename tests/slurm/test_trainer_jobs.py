@@ -8,7 +8,7 @@ from slurm_jobs import run
 
 from dinov2.utils.config import config_to_dict
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slurm
 TIMES = ("data_seconds", "step_seconds", "images_per_second")
 
 
