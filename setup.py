@@ -43,7 +43,15 @@ setup(
         "anndata>=0.10.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", *EXPORT],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "scanpy>=1.10",
+            *EXPORT,
+        ],
         "export": EXPORT,
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
         "xformers": ["xformers>=0.0.30"],

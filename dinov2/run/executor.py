@@ -39,6 +39,11 @@ class Resources:
         """Tasks on each node."""
         return self.tasks_per_node or max(self.gpus, 1)
 
+    @property
+    def processes(self) -> int:
+        """Tasks on all nodes."""
+        return self.nodes * self.tasks
+
 
 def start_jobs(
     tasks: Sequence[Callable[[], Any]],

@@ -8,22 +8,26 @@ from typing import Any
 
 import submitit
 
+from dinov2.distributed.parallelize import resolve_strategy
 from dinov2.run.executor import Resources, deaf_to_ctrl_c, start_jobs
 from dinov2.run.options import build_parser
 from dinov2.run.task import PretrainTask, TaskFailedError
+from dinov2.train.batch_plan import BatchPlan
+from dinov2.train.run_folder import check_run_folder
 from dinov2.utils.config import load_config
 from dinov2.utils.errors import UserError
+from dinov2.utils.schema import SSLConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = build_parser().parse_intermixed_args(argv)
     try:
-        tasks = make_tasks(args)
         resources = Resources(
             args.nodes, args.ngpus, args.tasks_per_node, args.time, args.cpus_per_task, args.mem, args.partition,
             args.qos, args.account, args.constraint, args.comment, args.exclude,
         )  # fmt: skip
+        tasks = make_tasks(args, resources.processes)
         folder = Path(args.output_dir).absolute() / "submitit"
         if args.cluster == "slurm":
             for job in start_jobs(tasks, "slurm", folder, resources):
@@ -39,11 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def make_tasks(args: argparse.Namespace) -> list[PretrainTask]:
-    """Return one task a configuration, after checking that each can be read with the overrides.
+def make_tasks(args: argparse.Namespace, processes: int) -> list[PretrainTask]:
+    """Return one task a configuration, after checking what would fail hours later, when the job begins.
+
+    Args:
+        args: the parsed command line.
+        processes: that each job will have.
 
     Raises:
-        UserError: a configuration cannot be used, or two of an array have the same name.
+        UserError: a configuration cannot be used by so many processes, its run folder holds something else, or two of
+            an array have the same name.
     """
     # An option that takes several values also takes the overrides after them.
     given = args.array_of_configs or [args.config_file]
@@ -54,11 +63,18 @@ def make_tasks(args: argparse.Namespace) -> list[PretrainTask]:
         raise UserError("--array-of-configs: two files have the same name, which names their run folders; rename one")
     tasks = []
     for config in configs:
-        load_config(str(config), opts)
         run = output / config.stem if args.array_of_configs else output
+        _check(load_config(str(config), opts), run, processes, args.force)
         force = ["--force"] if args.force else []
         tasks.append(PretrainTask(("--config-file", str(config), "--output-dir", str(run), *force, *opts)))
     return tasks
+
+
+def _check(config: SSLConfig, run: Path, processes: int, force: bool) -> None:
+    """Raise UserError as the training program would in its processes, wherever their devices and data do not matter."""
+    resolve_strategy(config.parallel.strategy, processes)
+    config.train.global_batch_size = BatchPlan.from_config(config.train, config.optim, processes).global_batch
+    check_run_folder(run, config, force)
 
 
 def announcement(job: "submitit.Job[Any]") -> str:

@@ -1,48 +1,15 @@
 """Several processes compute what one does: the same losses and parameters from the same global batch, in float64."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+import train_ranks
+from processes import run_ranks
 
 from dinov2.utils.config import to_yaml
 
-PROGRAM = Path(__file__).with_name("train_ranks.py")
 BACKBONES = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def launch(processes, configs):
-    """Run the program in so many processes as torchrun would, and return their exit codes and outputs."""
-    port = free_port()
-    running = []
-    for rank in range(processes):
-        environ = os.environ | {"OMP_NUM_THREADS": "1"}
-        if processes > 1:
-            environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        command = [sys.executable, str(PROGRAM), *map(str, configs)]
-        running.append(
-            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    outputs = [process.communicate(timeout=600)[0] for process in running]
-    return [process.returncode for process in running], outputs
 
 
 @pytest.fixture
@@ -66,7 +33,7 @@ def write(small, tmp_path):
 
 
 def train(processes, configs):
-    codes, outputs = launch(processes, configs)
+    codes, outputs = run_ranks(train_ranks.main, processes, list(map(str, configs)), configs[0].parent)
     assert codes == [0] * processes, "\n".join(outputs)
 
 
@@ -121,11 +88,11 @@ def check_equivalence(launches, backbones, steps, write, tmp_path):
     [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 4, marks=pytest.mark.slow)],
 )
 def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tmp_path):
-    """Ten steps, then ten more from the checkpoint, give what twenty in one go give."""
+    """Three steps, then three more from the checkpoint, give what six in one go give."""
     whole, split = tmp_path / "whole", tmp_path / "split"
-    train(1, [write(whole, 20)])
-    train(before, [write(split, 10)])
-    train(after, [write(split, 20)])
+    train(1, [write(whole, 6)])
+    train(before, [write(split, 3)])
+    train(after, [write(split, 6)])
     assert_same(split, whole)
 
 

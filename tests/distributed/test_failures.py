@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_runs import SMALL, write_tiles
 
 from dinov2.train.train import main
-from dinov2.utils.config import to_yaml
+from dinov2.utils.config import config_from_dict, to_yaml
 
 PROGRAM = Path(__file__).with_name("fail_ranks.py")
 
@@ -18,10 +19,6 @@ PROGRAM = Path(__file__).with_name("fail_ranks.py")
 def outcomes(request, tmp_path_factory):
     """What both ranks saw of each scenario, and where."""
     folder = tmp_path_factory.mktemp(request.param)
-    from conftest import SMALL, write_tiles
-
-    from dinov2.utils.config import config_from_dict
-
     write_tiles(folder / "tiles")
     head = {"loss_weight": 1e-3}  # whose gradients are small enough for float16
     values = {key: dict(section) for key, section in SMALL.items()}

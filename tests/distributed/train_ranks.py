@@ -1,7 +1,6 @@
-"""Training runs in float64 for the launchers: `python train_ranks.py CONFIG...`; rank 0 writes `final.pt` into each."""
+"""Training runs in float64, for processes of a test: rank 0 writes `final.pt` into each run folder."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +34,7 @@ def _double(batch):
 
 
 def main(*config_files: str) -> int:
+    """Train as each configuration says, and return the exit code."""
     torch.set_num_threads(1)
     launch = find_launch(os.environ)
     with process_group(launch, "cpu", 2.0) as device:
@@ -48,7 +48,3 @@ def main(*config_files: str) -> int:
             if rank() == 0:
                 torch.save(state, folder / "final.pt")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -16,6 +16,8 @@ from dinov2.run.executor import Resources, start_jobs
 from dinov2.run.options import build_parser, minutes
 from dinov2.run.submit import main, make_tasks
 from dinov2.run.task import TaskFailedError, conclude, local_ranks, release_signals
+from dinov2.train.run_folder import write_config
+from dinov2.utils.config import load_config
 from dinov2.utils.errors import UserError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # jobs cannot import the tests
@@ -83,7 +85,7 @@ def test_an_array_of_configurations(sbatch, recipe, tmp_path, capsys):
     assert "#SBATCH --array=0-1%2" in script
     assert "gpus" not in script
     assert capsys.readouterr().out.count("submitted job 41_") == 2
-    tasks = make_tasks(build_parser().parse_intermixed_args([*files, "--force"]))
+    tasks = make_tasks(build_parser().parse_intermixed_args([*files, "--force"]), 1)
     assert [Path(task.arguments[3]).name for task in tasks] == ["recipe", "other"]
     assert all(task.arguments[4:] == ("--force", "train.max_steps=1") for task in tasks)
 
@@ -105,6 +107,27 @@ def test_errors_before_anything_is_submitted(sbatch, recipe, tmp_path, capsys, m
     assert main(["--config-file", str(recipe), *run]) == 2
     assert "--cluster local" in capsys.readouterr().err
     assert not sbatch.exists()
+
+
+def test_what_would_fail_when_the_job_begins_fails_now(sbatch, recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = ["--config-file", str(recipe), "--output-dir", str(run), "--ngpus", "8", "--nodes", "3"]
+    assert main([*command, "train.global_batch_size=100"]) == 2
+    message = "train.global_batch_size = 100: not divisible by 24 processes; the nearest is 96"
+    assert message in capsys.readouterr().err
+    assert main([*command, "parallel.strategy=none"]) == 2
+    assert "parallel.strategy = none: 24 processes were started" in capsys.readouterr().err
+    assert not run.exists()
+    config = load_config(str(recipe), ["train.global_batch_size=96", "optim.base_lr=0.1"])
+    write_config(run, config)
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "optim.base_lr: 0.1 there, 0.002 here" in error
+    assert "--force to go on with the new values" in error
+    assert not sbatch.exists()
+    assert main([*command, "--force"]) == 0
+    assert sbatch.exists()
+    assert "base_lr: 0.1" in (run / "config.yaml").read_text()
 
 
 def test_a_job_on_this_machine(recipe, tmp_path, capfd):

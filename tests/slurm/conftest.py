@@ -77,4 +77,4 @@ def submit(make_job):
     for job in jobs:
         subprocess.run(["scancel", job.number], capture_output=True)
     for job in jobs:
-        wait_until(lambda job=job: job.number not in run("squeue", "--noheader", "--format=%i").split(), 30)
+        wait_until(lambda job=job: job.number not in run("squeue", "--noheader", "--format=%i").split(), 60)

@@ -45,13 +45,13 @@ class Job:
     def losses(self):
         return [(line["step"], line["loss"]) for line in self.steps()]
 
-    def wait_for_steps(self, count, steps_of=steps, seconds=30):
+    def wait_for_steps(self, count, steps_of=steps, seconds=90):
         wait_until(lambda: len(steps_of(self)) >= count, seconds, lambda: f"{self.state()}\n{self.log()}")
 
-    def wait_for(self, *states, seconds=40):
+    def wait_for(self, *states, seconds=120):
         wait_until(lambda: self.state() in states, seconds, lambda: f"{self.state()}\n{self.log()}")
 
-    def start_requeued(self, seconds=40):
+    def start_requeued(self, seconds=120):
         """Wait until the job is back in the queue, and start it without the two minutes that Slurm would wait."""
         wait_until(
             lambda: (self.state(), self.state("Restarts")) == ("PENDING", "1"),

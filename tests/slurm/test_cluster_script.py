@@ -24,3 +24,11 @@ def test_exit_codes(arguments, code, message, tmp_path):
     assert done.returncode == code
     assert message in done.stdout + done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_only_an_option_of_the_checks_starts_it():
+    """`.ci/run` gives it; a user's machine gets no daemons by surprise."""
+    help_text = subprocess.run(["bash", str(ROOT / "scripts" / "test.sh"), "--help"], capture_output=True, text=True)
+    assert help_text.returncode == 0
+    assert "--with-slurm" in help_text.stdout
+    assert "--with-slurm" in (ROOT / ".ci" / "run").read_text()

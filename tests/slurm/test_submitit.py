@@ -35,7 +35,7 @@ def start(tmp_path):
         wait_until(lambda job=job: job.job_id not in run("squeue", "--noheader", "--format=%i").split(), 30)
 
 
-def result_of(job, seconds=60):
+def result_of(job, seconds=120):
     """Wait for the job's result files; asking submitit for the state needs accounting, which the cluster has not."""
     paths = [task.paths.result_pickle for task in (job.task(0), job.task(1))]
     wait_until(lambda: all(path.exists() for path in paths), seconds, lambda: f"{job.stdout()}\n{job.stderr()}")

@@ -31,7 +31,7 @@ def metrics(job):
 
 def test_usr2_leads_to_a_save_a_requeue_and_an_exact_continuation(submit, recipe):
     whole = submit("--nodes=2", program="dinov2.train", **recipe)
-    whole.wait_for("COMPLETED", seconds=60)
+    whole.wait_for("COMPLETED")
     assert len(metrics(whole)) == 30
     job = submit("--nodes=2", program="dinov2.train", **recipe)
     job.wait_for_steps(3, metrics)
@@ -39,6 +39,6 @@ def test_usr2_leads_to_a_save_a_requeue_and_an_exact_continuation(submit, recipe
     job.start_requeued()
     assert 3 <= len(metrics(job)) < 30
     assert (job.folder / "run" / "checkpoints" / str(len(metrics(job)))).is_dir()
-    job.wait_for("COMPLETED", seconds=60)
+    job.wait_for("COMPLETED")
     assert metrics(job) == metrics(whole)
     assert yaml.safe_load((job.folder / "run" / "config.yaml").read_text())["train"]["global_batch_size"] == 4
