@@ -26,14 +26,18 @@ class SkipBudget:
 
 
 def first_bad_rank(report: StepReport) -> int:
-    """Return the lowest rank with a part of its own that is not finite; 0 where only averaged gradients are not."""
-    return min((rank for name, where in report.bad.items() if not _is_average(name) for rank in where), default=0)
+    """Return the lowest rank of the part that is not finite on the fewest; 0 where only averaged gradients are not."""
+    fewest = min((where for name, where in report.bad.items() if not _is_average(name)), key=len, default={0: 0.0})
+    return min(fewest)
 
 
 def describe(report: StepReport, world_size: int) -> str:
-    """Name the parts that are not finite, and the ranks where they are not: `ibot_loss = nan on rank 3`."""
+    """Name the parts that are not finite, and the ranks where they are not: `ibot_loss = nan on rank 3`.
+
+    Those on the fewest ranks come first: Sinkhorn-Knopp and KoLeo carry one rank's NaN to all of them.
+    """
     texts = []
-    for name, where in report.bad.items():
+    for name, where in sorted(report.bad.items(), key=lambda item: (_is_average(item[0]), len(item[1]))):
         value = next(iter(where.values()))
         ranks = ", ".join(map(str, where))
         place = f" on rank {ranks}" if len(where) < world_size else " on all ranks"

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from dinov2.data.collate import MultiCropBatch
 from dinov2.layers.dino_head import DINOHead
 from dinov2.loss import SoftmaxCenter, dino_loss, ibot_patch_loss, koleo_loss, sinkhorn_knopp
+from dinov2.loss.monitor import mean_entropy, mean_norm, softmax_entropy
 from dinov2.models import IsotropicBackbone, build_model_from_cfg
 from dinov2.utils.precision import at_least_float32
 from dinov2.utils.schema import DinoSection, IbotSection, SSLConfig
@@ -20,10 +21,14 @@ N_GLOBAL_CROPS = 2
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher asks for: the CLS targets of each global crop (B, K), and those of the masked patches (M, K)."""
+    """What the teacher asks for: the CLS targets of each global crop (B, K), and those of the masked patches (M, K).
+
+    `cls_norm` is the mean norm of the teacher's CLS embeddings.
+    """
 
     cls: tuple[Tensor, Tensor]
     patches: Tensor
+    cls_norm: Tensor
 
 
 class SSLMetaArch(nn.Module):
@@ -59,7 +64,11 @@ class SSLMetaArch(nn.Module):
         return cast(IsotropicBackbone, self.teacher["backbone"])
 
     def forward(self, batch: MultiCropBatch, teacher_temp: float) -> dict[str, Tensor]:
-        """Return the weighted parts of the loss of a batch, and their sum as `total_loss`."""
+        """Return the weighted parts of the loss of a batch, their sum as `total_loss`, and numbers to watch.
+
+        Those are norms of CLS embeddings, and entropies of the teacher's targets and of the student's predictions for
+        the same crops, in nats. The norms are this process's own, before any other has a part in a number.
+        """
         targets = self.targets(batch, teacher_temp)
         masks = batch.masks if self.ibot.loss_weight else None
         wanted = batch.mask_indices if self.ibot.loss_weight else None
@@ -90,7 +99,16 @@ class SSLMetaArch(nn.Module):
             patch_loss = ibot_patch_loss(patch_scores, targets.patches, batch.mask_weights, batch.global_crops.shape[0])
             parts["ibot_loss"] = self.ibot.loss_weight * patch_loss
         parts["total_loss"] = torch.stack([at_least_float32(part) for part in parts.values()]).sum()
-        return parts
+        watched = {
+            "student_cls_norm": mean_norm(global_cls),
+            "teacher_cls_norm": targets.cls_norm,
+            "dino_target_entropy": mean_entropy(torch.cat(targets.cls)),
+            "dino_student_entropy": softmax_entropy(cls_scores[: len(global_cls)].detach()),
+        }
+        if self.ibot.loss_weight:
+            watched["ibot_target_entropy"] = mean_entropy(targets.patches)
+            watched["ibot_student_entropy"] = softmax_entropy(patch_scores.detach())
+        return parts | watched
 
     @torch.no_grad()
     def targets(self, batch: MultiCropBatch, teacher_temp: float) -> Targets:
@@ -100,8 +118,8 @@ class SSLMetaArch(nn.Module):
         cls_scores, patch_scores = self._score(self.teacher, cls, patches)  # (2B, K), (M, K)
         first, second = self._sharpen(cls_scores, teacher_temp, "dino").chunk(N_GLOBAL_CROPS)
         if not self.ibot.loss_weight:
-            return Targets((first, second), patch_scores)
-        return Targets((first, second), self._sharpen(patch_scores, teacher_temp, "ibot"))
+            return Targets((first, second), patch_scores, mean_norm(cls))
+        return Targets((first, second), self._sharpen(patch_scores, teacher_temp, "ibot"), mean_norm(cls))
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

@@ -89,6 +89,8 @@ class KernelsSection:
     ssd: Literal["auto", "triton", "vendor", "cpu", "quadratic", "reference"] = "auto"
     einfft: Literal["auto", "native", "products", "reference"] = "auto"
     conv_silu: Literal["auto", "vendor", "native", "plain"] = "auto"
+    attention: Literal["auto", "xformers", "sdpa"] = "auto"
+    linear: Literal["auto", "onednn", "plain"] = "auto"
 
 
 @dataclass

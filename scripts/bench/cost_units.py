@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from dinov2.distributed.parallelize import float32_modules
+from dinov2.distributed.parallelize import float32_modules, shard_axis
 from dinov2.models.factory import spec_from_student
 from dinov2.models.flops import count_flops
 from dinov2.models.isotropic import IsotropicBackbone
@@ -21,8 +21,10 @@ from dinov2.utils.schema import DinoSection, IbotSection, SSLConfig
 
 FP32 = 4
 BF16 = 2
-# Forward passes of the student through each block, and through what computes in float32: one for each size of crops.
-BLOCK_CALLS = FLOAT32_CALLS = 2
+# Forward passes of the student through each block, which takes crops of both sizes at once, and through what computes
+# in float32, one for each size.
+BLOCK_CALLS = 1
+FLOAT32_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,15 @@ class Unit:
     def padded_values(self, shards: int) -> int:
         """Return how many values travel when it is gathered from `shards` processes.
 
-        FSDP2 cuts every parameter along its first axis into equal pieces, the last of them filled up: an axis of 2 cut
-        into 8 pieces travels as 8.
+        FSDP2 cuts every parameter along an axis into equal pieces; where no axis has a length that they divide, the
+        last ones are filled up: an axis of 2 cut into 8 pieces travels as 8.
         """
-        return sum(-(-shape[0] // shards) * shards * math.prod(shape[1:]) for shape in self.shapes)
+        return sum(_padded(shape, shards) for shape in self.shapes)
+
+
+def _padded(shape: tuple[int, ...], shards: int) -> int:
+    length = shape[shard_axis(shape, shards)]
+    return math.prod(shape) // length * -(-length // shards) * shards
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,9 @@ def main(config_file: str) -> int:
                 bool(torch.isfinite(p.to_local() if hasattr(p, "to_local") else p).all())
                 for p in trainer.arch.parameters()
             )
-            print(json.dumps({"name": name, "rank": rank(), "finite": finite} | outcome), flush=True)
+            # One write: print() may write its line's end apart, and the ranks share a pipe.
+            line = json.dumps({"name": name, "rank": rank(), "finite": finite} | outcome) + "\n"
+            os.write(sys.stdout.fileno(), line.encode())
 
         run(PoisonedTrainer, "skipped", (2,))
         run(PoisonedTrainer, "diverged", (2, 3), **{"train.max_skipped_steps": 1})

@@ -151,9 +151,12 @@ def test_operations_continue_in_depth_as_counted(name, cost):
     shapes=st.lists(st.lists(st.integers(1, 70), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4),
     shards=st.integers(1, 64),
 )
-def test_padding_fills_the_first_axis_up(cost, shapes, shards):
+def test_padding_fills_an_axis_up_where_none_divides(cost, shapes, shards):
     unit = cost.cost_units.Unit("any", tuple(shapes), True, 2)
-    pieces = [torch.empty(shape, device="meta").chunk(shards)[0].numel() for shape in shapes]
+    pieces = []
+    for shape in shapes:
+        axis = next((i for i, size in enumerate(shape) if size % shards == 0), 0)
+        pieces.append(torch.empty(shape, device="meta").chunk(shards, axis)[0].numel())
     assert unit.padded_values(shards) == shards * sum(pieces)
     assert unit.padded_values(1) == unit.values <= unit.padded_values(shards)
 

@@ -121,7 +121,8 @@ def test_parts_can_be_switched_off(setup, small):
         ibot={"loss_weight": 0.0}, dino={"head_n_prototypes": 32, "head_hidden_dim": 32, "koleo_loss_weight": 0.0}
     )
     assert "ibot_head" not in arch.student
-    assert set(arch(batch, 0.05)) == {"dino_global_crops_loss", "dino_local_crops_loss", "total_loss"}
+    losses = {name for name in arch(batch, 0.05) if name.endswith("_loss")}
+    assert losses == {"dino_global_crops_loss", "dino_local_crops_loss", "total_loss"}
 
 
 def test_no_local_crops(setup):
