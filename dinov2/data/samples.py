@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from PIL import Image
+from torch import Tensor
 
 from dinov2.data.augmentations import Crops, MultiCropAugmentation
 from dinov2.data.datasets import TileDataset
 from dinov2.data.errors import BadTileError
-from dinov2.data.samplers import ShuffledStream
+from dinov2.data.samplers import make_stream
 from dinov2.data.seeding import derive_seed, sample_seed, torch_seed
 
 MAX_REPLACEMENTS = 32
@@ -43,7 +43,7 @@ class SampleStream:
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = seed
-        self.order = ShuffledStream(len(dataset), seed)
+        self.order = make_stream(dataset, seed)
 
     def __getitem__(self, position: int) -> Sample:
         index, tile, bad = self._readable_tile(position)
@@ -53,7 +53,7 @@ class SampleStream:
         with torch_seed(sample_seed(self.seed, position)):
             return Sample(position, path, self.augmentation(tile), bad)
 
-    def _readable_tile(self, position: int) -> tuple[int, Image.Image | None, list[tuple[str, str]]]:
+    def _readable_tile(self, position: int) -> tuple[int, Tensor | None, list[tuple[str, str]]]:
         """Index and image of the tile at a position or of its replacement, and the failures before it."""
         bad: list[tuple[str, str]] = []
         index = self.order.index_at(position)
