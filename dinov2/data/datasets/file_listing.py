@@ -68,7 +68,7 @@ def _list(kind: str, root: str, suffixes: tuple[str, ...]) -> IndexTable:
     folder_of = array("I")
     last = ""
     try:
-        with tqdm(desc=f"listing {root}", unit=" files", delay=2, leave=False) as bar:
+        with tqdm(desc=f"listing {root}", unit=" files", delay=2, leave=False, disable=None) as bar:
             for folder, name in _files(root, "", suffixes, watched, set()):
                 if folder != last or not folder_of:
                     folders.append(folder)

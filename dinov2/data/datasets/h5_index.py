@@ -25,7 +25,7 @@ def index_h5(paths: Sequence[str]) -> IndexTable:
     """
     watched = Watched()
     counts = []
-    for path in tqdm(paths, desc="looking into h5 files", unit=" files", delay=2, leave=False):
+    for path in tqdm(paths, desc="looking into h5 files", unit=" files", delay=2, leave=False, disable=None):
         watched.add(path)
         try:
             with h5py.File(path, "r") as file:

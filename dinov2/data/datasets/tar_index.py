@@ -44,7 +44,9 @@ def index_tars(paths: Sequence[str]) -> IndexTable:
     """
     watched, names = Watched(), NameColumns()
     shards, offsets, sizes = array("I"), array("q"), array("q")
-    for number, path in enumerate(tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False)):
+    for number, path in enumerate(
+        tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False, disable=None)
+    ):
         watched.add(path)
         for member in tar_members(path):
             names.append(member.name)
