@@ -57,17 +57,15 @@ def pack(
         DatasetError: the folder holds another data set, or a tile does not fit the format.
         TooManyBadTilesError: see `BadTileMonitor`.
     """
-    manifest = Manifest.load(out) or Manifest(plan)
-    if manifest.plan != plan:
-        raise DatasetError(
-            f"{out} holds another data set, or the same packed otherwise ({manifest.plan}); give another --out"
-        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         for left in out.glob(".shard-*.tmp"):  # of a run that was killed
             left.unlink()
     except OSError as error:
         raise DatasetError(f"--out {out} cannot be written: {error}") from error
+    manifest = Manifest.load(out) or Manifest(plan)
+    if differences := manifest.plan.differences(plan):
+        raise DatasetError(f"{out} is packed differently: {differences}; give another --out")
     _drop_changed(manifest, out)
     monitor = BadTileMonitor(max_bad_fraction, plan.tiles, "left out")
     for record in manifest.shards.values():
@@ -81,8 +79,13 @@ def pack(
     ):
         for number in wanted:
             part = islice(tiles, len(plan.tiles_of(number)))
-            manifest.shards[plan.shard_name(number)] = _write_shard(plan, number, part, out, monitor, bar)
-            manifest.save(out)
+            try:
+                manifest.shards[plan.shard_name(number)] = _write_shard(plan, number, part, out, monitor, bar)
+                manifest.save(out)
+            except OSError as error:
+                raise DatasetError(
+                    f"{out / plan.shard_name(number)} cannot be written: {error}; the same command continues from here"
+                ) from error
     return manifest
 
 

@@ -27,6 +27,11 @@ class PackPlan:
     encoding: str  # original, jpeg or pixels
     quality: int  # of jpeg, else 0
 
+    def differences(self, other: "PackPlan") -> str:
+        """What two plans differ in, with both values; empty where they are the same."""
+        mine, its = asdict(self), asdict(other)
+        return ", ".join(f"{key} {mine[key]!r} and {its[key]!r}" for key in mine if mine[key] != its[key])
+
     @property
     def shards(self) -> int:
         """Number of shards."""

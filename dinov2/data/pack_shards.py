@@ -84,8 +84,8 @@ class H5Shard:
         if self._pixels.shape[1:] != shape:
             expected = self._pixels.shape
             raise DatasetError(
-                f"{tile.path} is {shape[1]} x {shape[0]} px, tiles before it are {expected[2]} x {expected[1]}; an h5 file "
-                "holds tiles of one size: use --format tar"
+                f"{tile.path} is {shape[1]} x {shape[0]} px, tiles before it are {expected[2]} x {expected[1]}; an h5 "
+                "file holds tiles of one size: use --format tar"
             )
         self._pixels[len(self._names)] = tile.data
         self._names.append(tile.name)

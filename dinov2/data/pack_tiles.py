@@ -43,16 +43,19 @@ class TileReader:
         self.dataset = dataset
         self.encoding = encoding
         self.quality = quality
+        # Asked once: whether an object fits a Protocol takes long to find out.
+        self._named = dataset if isinstance(dataset, NamedTiles) else None
+        self._files = dataset if isinstance(dataset, EncodedTiles) else None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> PackedTile:
         path = self.dataset.path(index)
-        name = self.dataset.name(index) if isinstance(self.dataset, NamedTiles) else ""
+        name = self._named.name(index) if self._named is not None else ""
         try:
-            if isinstance(self.dataset, EncodedTiles):
-                file = self.dataset.encoded(index)
+            if self._files is not None:
+                file = self._files.encoded(index)
                 tile = decode_bytes(file, path)  # (3, H, W)
                 if self.encoding == ORIGINAL:
                     return PackedTile(member_name(index, name, posixpath.splitext(name)[1].lower()), path, file)

@@ -106,19 +106,20 @@ def tar_members(path: str) -> list[Member]:
 
 
 def _complete_headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members until the end, or until the archive is cut off."""
+    """The members until the end, or until the archive is cut off or damaged; then `archive.offset` says where."""
     place = -1
     while True:
         try:
             info = archive.next()
-        except tarfile.ReadError:
-            if archive.offset == 0:
+        except (tarfile.TarError, ValueError, OverflowError):
+            if place < 0:  # not even one member
                 raise
             return
         if info is None:
             return
         if info.offset <= place or info.size < 0:  # a forged size may lead back, for ever
-            raise tarfile.ReadError(f"member {info.name!r} has the size {info.size}")
+            archive.offset = info.offset
+            return
         place = info.offset
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep every one of millions
         yield info
