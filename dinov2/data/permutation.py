@@ -9,7 +9,7 @@ a multiply-and-shift hash, which is not for cryptography but leaves no pattern t
 import hashlib
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 ROUNDS = 8
 MIN_BITS = 6  # fewer leave the network too few different orders
@@ -32,10 +32,8 @@ class Permutation:
         if not 1 <= n <= 2**62:
             raise ValueError(f"a permutation of {n} elements; it must be 1 to 2**62")
         self.n = n
-        bits = max(MIN_BITS, (n - 1).bit_length())
-        self._bits = (bits - bits // 2, bits // 2)  # of the left and of the right half
-        digest = hashlib.blake2b(key.to_bytes(8, "little"), digest_size=8 * ROUNDS).digest()
-        self._keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(ROUNDS)]
+        self._bits = _half_bits(n)
+        self._keys = round_keys(key)
 
     def __call__(self, place: int) -> int:
         """Element at `place`, both in 0 .. n - 1; some microseconds."""
@@ -53,20 +51,32 @@ class Permutation:
             if x < self.n:
                 return x
 
-    def many(self, places: ArrayLike) -> NDArray[np.int64]:
-        """Elements at `places` (m,), the same as one by one."""
-        left_bits, right_bits = (np.uint64(bits) for bits in self._bits)
-        x = np.array(places, dtype=np.uint64)
-        waiting = np.arange(x.size)
-        with np.errstate(over="ignore"):
-            while waiting.size:
-                y = x[waiting]
-                left, right = y >> right_bits, y & ((np.uint64(1) << right_bits) - np.uint64(1))
-                for number, key in enumerate(self._keys):
-                    mixed = (right + np.uint64(key)) * np.uint64(_FIRST)
-                    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_SECOND)
-                    width = left_bits if number % 2 == 0 else right_bits
-                    left, right = right, left ^ (mixed >> (np.uint64(64) - width))
-                x[waiting] = (left << right_bits) | right
-                waiting = waiting[x[waiting] >= np.uint64(self.n)]
-        return x.astype(np.int64)
+
+def round_keys(key: int) -> list[int]:
+    """The keys of the rounds, 64 bits each, from one in [0, 2**64)."""
+    digest = hashlib.blake2b(key.to_bytes(8, "little"), digest_size=8 * ROUNDS).digest()
+    return [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(ROUNDS)]
+
+
+def permute(n: int, places: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Elements at `places` (m,) of permutations of n with the round keys (ROUNDS, m): a permutation for each place."""
+    left_bits, right_bits = (np.uint64(bits) for bits in _half_bits(n))
+    x = places.astype(np.uint64)  # (m,)
+    waiting = np.arange(x.size)
+    while waiting.size:
+        y = x[waiting]
+        left, right = y >> right_bits, y & ((np.uint64(1) << right_bits) - np.uint64(1))
+        for number in range(ROUNDS):
+            mixed = (right + keys[number, waiting]) * np.uint64(_FIRST)
+            mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_SECOND)
+            width = left_bits if number % 2 == 0 else right_bits
+            left, right = right, left ^ (mixed >> (np.uint64(64) - width))
+        x[waiting] = (left << right_bits) | right
+        waiting = waiting[x[waiting] >= np.uint64(n)]
+    return x.astype(np.int64)
+
+
+def _half_bits(n: int) -> tuple[int, int]:
+    """Bits of the left and of the right half."""
+    bits = max(MIN_BITS, (n - 1).bit_length())
+    return bits - bits // 2, bits // 2

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dinov2.data.datasets.base import Mixture, TileDataset
-from dinov2.data.permutation import Permutation
+from dinov2.data.permutation import Permutation, permute, round_keys
 from dinov2.data.seeding import derive_seed
 
 MIX_BLOCK = 2**16  # samples in which a mixture's shares are kept
@@ -66,17 +66,18 @@ class ShuffledStream:
     def indices_at(self, positions: ArrayLike) -> NDArray[np.int64]:
         """Tiles at positions (m,)."""
         epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.n)  # (m,) each
-        tiles = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            tiles[here] = self._permutation(int(epoch)).many(places[here])
-        return tiles
+        different, which = np.unique(epochs, return_inverse=True)
+        keys = np.array([round_keys(self._key(int(epoch))) for epoch in different], dtype=np.uint64).T  # (rounds, e)
+        return permute(self.n, places, keys[:, which]) if len(places) else places
 
     def _permutation(self, epoch: int) -> Permutation:
         if epoch != self._epoch:
-            self._order = Permutation(self.n, derive_seed(self.seed, "order", epoch))
+            self._order = Permutation(self.n, self._key(epoch))
             self._epoch = epoch
         return self._order
+
+    def _key(self, epoch: int) -> int:
+        return derive_seed(self.seed, "order", epoch)
 
 
 class MixedStream:

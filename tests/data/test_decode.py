@@ -73,34 +73,28 @@ def test_palette_with_transparency(recwarn: pytest.WarningsRecorder) -> None:
     assert not list(recwarn)
 
 
-def _deep_png() -> bytes:
-    """A PNG with 16 bits a channel in RGB, which Pillow opens as an 8-bit RGB image."""
+def _png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """An RGB file; Pillow writes none with 16 bits a channel, and opens it as an 8-bit RGB image."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(range(12)) for _ in range(2)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 def test_more_than_8_bits_are_refused() -> None:
     grey = _encode(Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)), "PNG")
     real = _encode(Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "TIFF")
-    for data in (_deep_png(), grey, real):
+    deep = _png(2, 2, 16, 2 * (b"\0" + bytes(range(12))))
+    for data in (deep, grey, real):
         with pytest.raises(BadTileError, match="more than 8 bits a channel; convert it to 8-bit RGB"):
             decode_bytes(data, "x")
 
 
 def test_huge_images_are_refused_before_they_are_decoded() -> None:
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + b"IHDR"
-        + header
-        + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    )
+    png = _png(50_000, 50_000, 8, b"")
     jpeg = bytearray(_encode(Image.new("RGB", (8, 8)), "JPEG"))
     place = jpeg.index(b"\xff\xc0")
     jpeg[place + 5 : place + 9] = struct.pack(">HH", 50_000, 50_000)
@@ -110,7 +104,7 @@ def test_huge_images_are_refused_before_they_are_decoded() -> None:
 
 
 def test_long_images_within_the_limit_are_tiles() -> None:
-    assert 50_000 * 8 < MAX_PIXELS
+    assert MAX_PIXELS > 50_000 * 8
     for kind in ("JPEG", "PNG"):
         assert decode_bytes(_encode(Image.new("RGB", (50_000, 8)), kind), "x").shape == (3, 8, 50_000)
 

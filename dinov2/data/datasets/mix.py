@@ -16,6 +16,8 @@ from dinov2.utils.suggest import did_you_mean
 
 EXAMPLE = "datasets: [{spec: 'Folder:root=a', weight: 2}, {spec: 'Tar:shards=b.tar', weight: 1}]"
 
+_OPENING: list[str] = []  # mixtures whose parts are being opened
+
 
 @register_dataset("Mix")
 class Mix:
@@ -41,7 +43,14 @@ class Mix:
 
     def __init__(self, config: str) -> None:
         specs, weights = _read(config)
-        self.parts: list[TileDataset] = [make_dataset(spec) for spec in specs]
+        path = os.path.realpath(os.path.expanduser(config))
+        if path in _OPENING:
+            raise DatasetError(f"Mix:{config} contains itself")
+        _OPENING.append(path)
+        try:
+            self.parts: list[TileDataset] = [make_dataset(spec) for spec in specs]
+        finally:
+            _OPENING.remove(path)
         sizes = [len(part) for part in self.parts]
         self.weights: list[float] = weights or [float(size) for size in sizes]
         self._starts = [0, *accumulate(sizes)]
