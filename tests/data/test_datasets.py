@@ -1,5 +1,6 @@
 """Data set strings, the folder and the decoder."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,46 @@ def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, wri
     (root / "real" / "up").symlink_to(root)
     (root / "broken.png").symlink_to(tmp_path / "nothing.png")
     assert len(Folder(str(root))) == 3
+
+
+def test_folder_passes_over_links_to_themselves(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    write_tiles(tmp_path, 1)
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "c.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "b.png")
+    assert len(Folder(str(tmp_path))) == 1
+
+
+def test_folder_that_cannot_be_listed(tmp_path: Path, write_tiles: WriteTiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiles(tmp_path, 1)
+
+    def refuse(path: str) -> object:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DatasetError, match=r"cannot be listed: .*Permission denied"):
+        Folder(str(tmp_path))
+
+
+def test_indices_are_checked(tiles: Path) -> None:
+    for index in (-1, 20):
+        with pytest.raises(IndexError, match=r"not in 0 \.\. 19"):
+            Folder(str(tiles)).decode(index)
+
+
+def test_imagenet_reads_one_split(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    write_tiles(tmp_path / "train" / "n01440764", 2)
+    write_tiles(tmp_path / "val" / "n01440764", 3)
+    assert len(make_dataset(f"ImageNet:split=TRAIN:root={tmp_path}:extra={tmp_path}/extra")) == 2
+    assert len(make_dataset(f"ImageNet:split=VAL:root={tmp_path}")) == 3
+    with pytest.raises(DatasetError, match="split=TRIAN; did you mean 'TRAIN'"):
+        make_dataset(f"ImageNet:split=TRIAN:root={tmp_path}")
+    with pytest.raises(DatasetError, match="test does not exist"):
+        make_dataset(f"ImageNet:split=TEST:root={tmp_path}")
+
+
+def test_the_first_key_may_be_left_out(tiles: Path) -> None:
+    assert len(make_dataset(f"Folder:{tiles}:refresh=never")) == 20
 
 
 def test_folder_survives_pickling(tiles: Path) -> None:
