@@ -13,6 +13,7 @@ from dinov2.data.index_table import IndexTable
 
 PIXEL_KEYS = ("img", "imgs")
 UNREADABLE = -1
+MOST_TILES = 2**40  # a larger number is damage
 
 
 def index_h5(paths: Sequence[str]) -> IndexTable:
@@ -29,7 +30,8 @@ def index_h5(paths: Sequence[str]) -> IndexTable:
         watched.add(path)
         try:
             with h5py.File(path, "r") as file:
-                counts.append(len(pixels(file, path)))
+                count = len(pixels(file, path))
+            counts.append(count if count <= MOST_TILES else UNREADABLE)
         except DatasetError:
             raise
         except Exception:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
