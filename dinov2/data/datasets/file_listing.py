@@ -3,7 +3,7 @@
 import errno
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,6 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.index_cache import Watched, kept_or_listed
 from dinov2.data.index_names import NameColumns, name_at
 from dinov2.data.index_table import IndexTable
-
-COUNT_EVERY = 1000  # files between two looks at the progress bar
 
 
 class FileListing:
@@ -64,21 +62,32 @@ class FileListing:
 
 
 def _list(kind: str, root: str, suffixes: tuple[str, ...]) -> IndexTable:
-    watched, folders, names = Watched(), NameColumns(), NameColumns()
-    folder_of = array("I")
-    last = ""
+    watched = Watched()
     try:
-        with tqdm(desc=f"listing {root}", unit=" files", delay=2, leave=False, disable=None) as bar:
-            for folder, name in _files(root, "", suffixes, watched, set()):
-                if folder != last or not folder_of:
-                    folders.append(folder)
-                    last = folder
-                names.append(name)
-                folder_of.append(len(folders) - 1)
-                if len(names) % COUNT_EVERY == 0:
-                    bar.update(COUNT_EVERY)
+        files = _files(root, "", suffixes, watched, set())
+        shown = tqdm(files, desc=f"listing {root}", unit=" files", delay=2, leave=False, disable=None)
+        return listing_table(kind, root, shown, watched)
     except OSError as error:
         raise DatasetError(f"{kind}:root={root} cannot be listed: {error}") from error
+
+
+def listing_table(kind: str, root: str, files: Iterable[tuple[str, str]], watched: Watched) -> IndexTable:
+    """The columns of a listing.
+
+    Args:
+        kind: of data set.
+        root: the folder.
+        files: folder, relative to the root, and name of each file; a folder's files one after another.
+        watched: the folders, complete once `files` is at its end.
+    """
+    folders, names, folder_of = NameColumns(), NameColumns(), array("I")
+    last = None
+    for folder, name in files:
+        if folder != last:
+            folders.append(folder)
+            last = folder
+        names.append(name)
+        folder_of.append(len(folders) - 1)
     folder_blob, folder_bounds = folders.columns()
     blob, bounds = names.columns()
     columns: dict[str, NDArray] = {
