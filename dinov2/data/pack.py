@@ -2,6 +2,7 @@
 
 Shard k holds the tiles k * shard_size and on, so an interrupted run is continued by the same command: complete shards,
 which the manifest lists, are kept. Tiles that cannot be decoded are left out and named in the manifest.
+Of a mixture every tile is packed once; the weights are not kept.
 """
 
 import argparse

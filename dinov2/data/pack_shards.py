@@ -1,6 +1,7 @@
 """Shards as they are written: a tar of image files (WebDataset), or an HDF5 file with pixels as HEST keeps them."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +100,9 @@ class H5Shard:
         with self._file:
             if self._pixels is not None:
                 self._pixels.resize(len(self._names), axis=0)
-                self._file.create_dataset("name", data=self._names, dtype=h5py.string_dtype())
+                self._file.create_dataset(
+                    "name", data=[os.fsencode(name) for name in self._names], dtype=h5py.string_dtype()
+                )
 
 
 SHARD_WRITERS: dict[str, type[TarShard] | type[H5Shard]] = {"tar": TarShard, "h5": H5Shard}

@@ -39,7 +39,7 @@ WORKER = Path(__file__).with_name("index_worker.py")
 
 
 def make_listing(folder: Path, count: int) -> tuple[Path, Path]:
-    """Keep a synthetic listing of `count` tiles in `DINOV2_CACHE_DIR`; returns its root and a text file of the paths."""
+    """Keep a synthetic listing in `DINOV2_CACHE_DIR`; returns its root and a text file of the paths."""
     root, text = folder / f"tiles{count}", folder / f"tiles{count}.txt"
     names = [f"TCGA-AA-{number:06d}" for number in range(-(-count // FOLDER_TILES))]
     watched = Watched()
@@ -163,9 +163,7 @@ def program(argv: Sequence[str] | None) -> None:
         if not options.late:
             measure_listing(count, args.lookups, options, report)
             report.save()
-    report.note(
-        "worker_private_mib is what no other process shares; worker_resident_mib has libraries and listing, too"
-    )
+    report.note("worker_private_mib is what no other process shares; worker_resident_mib has the libraries, too")
     report.show()
 
 

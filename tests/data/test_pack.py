@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 import pytest
 import torch
+from PIL import Image
 
 from dinov2.data import pack as pack_module
 from dinov2.data.datasets import Folder, make_dataset
@@ -152,8 +153,6 @@ def test_verify_names_what_has_changed(tiles: Path, tmp_path: Path, capsys: pyte
 
 
 def test_tiles_of_several_sizes(tmp_path: Path, write_tiles: WriteTiles, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     for name, size in (("a.png", (8, 8)), ("b.png", (8, 9))):
         Image.new("RGB", size).save(tmp_path / name)
     assert _pack(tmp_path, tmp_path / "h5", "--format", "h5") == 2

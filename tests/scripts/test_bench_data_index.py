@@ -49,5 +49,5 @@ def test_listings(data_index: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_impossible_sizes(data_index: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sys.modules["common"].run(data_index.program, ["--quick", "--paths", "0"]) == 2
+    assert sys.modules["common"].run(data_index.program, ["--quick", "--threads", "1", "--paths", "0"]) == 2
     assert "must be positive" in capsys.readouterr().err
