@@ -130,10 +130,8 @@ def _folders() -> list[Path]:
         folders.append(cache_folder() / "index")
     spare = Path(tempfile.gettempdir()) / f"dinov2-pathology-{os.getuid()}"
     # Everybody can make a folder there, and a listing says which files to read: nobody else's is trusted.
-    with contextlib.suppress(OSError):
-        spare.mkdir(mode=0o700, exist_ok=True)
-        if spare.stat().st_uid == os.getuid() and not spare.is_symlink():
-            folders.append(spare / "index")
+    if not os.path.lexists(spare) or (spare.lstat().st_uid == os.getuid() and not spare.is_symlink()):
+        folders.append(spare / "index")
     return folders
 
 

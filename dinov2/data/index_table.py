@@ -4,8 +4,8 @@ The file is a safetensors file (https://huggingface.co/docs/safetensors), so tha
 pickles as the name of its file, and is mapped again where it is unpickled; a table without a file pickles whole.
 """
 
+import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from dinov2.data.errors import DatasetError
 from dinov2.utils.files import replacing
 
+VOLATILE = ("watched_states",)  # columns that hold times
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
 
 
@@ -36,7 +37,7 @@ class IndexTable:
 
     def save(self, path: Path) -> "IndexTable":
         """Write the table, whole or not at all, and return it mapped from there; raises `OSError`."""
-        facts = {"facts": json.dumps(self.facts), "identity": uuid.uuid4().hex}
+        facts = {"facts": json.dumps(self.facts), "identity": self._hash()}
         with replacing(path) as temporary:
             save_file(self.columns, temporary, facts)
         return IndexTable.open(path)
@@ -69,6 +70,15 @@ class IndexTable:
             raise ValueError(f"{path} is no index: {error!r}") from error
         table._path = path
         return table
+
+    def _hash(self) -> str:
+        """SHA-256 (hex) of the columns, so that several processes that list the same at once make the same table."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self.columns.items()):
+            if name not in VOLATILE:
+                digest.update(f"{name}|{column.dtype}|{len(column)}|".encode())
+                digest.update(column.data)
+        return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         if self._path is None:

@@ -66,7 +66,9 @@ def test_tables_are_mapped_and_pickle_as_a_name(tmp_path: Path) -> None:
 
 def test_a_table_made_anew_in_between_is_noticed(tmp_path: Path) -> None:
     content = pickle.dumps(_table().save(tmp_path / "x.safetensors"))
-    _table().save(tmp_path / "x.safetensors")
+    _table().save(tmp_path / "x.safetensors")  # by another process that starts at the same time
+    assert _same(pickle.loads(content), _table())
+    IndexTable({"a": np.arange(8)}, {}).save(tmp_path / "x.safetensors")
     with pytest.raises(DatasetError, match="made anew while the run was starting; start again"):
         pickle.loads(content)
     (tmp_path / "x.safetensors").unlink()
@@ -171,9 +173,10 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("DINOV2_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(index_cache.tempfile, "gettempdir", lambda: str(tmp_path / "spare"))
+    (tmp_path / "spare").write_bytes(b"")
     with pytest.raises(DatasetError, match="set DINOV2_CACHE_DIR to one that can be written"):
         Folder(str(tiles))
-    (tmp_path / "spare").mkdir()
+    (tmp_path / "spare").unlink()
     Folder(str(tiles))
     assert list((tmp_path / "spare").glob("dinov2-pathology-*/index/folder-*.safetensors"))
 

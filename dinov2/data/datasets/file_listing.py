@@ -24,7 +24,7 @@ class FileListing:
 
     Args:
         kind: of data set, for messages and the kept listing's name.
-        root: the folder, or one file.
+        root: the folder.
         suffixes: in lower case; a name's case does not matter.
         refresh: see `index_cache`.
 
