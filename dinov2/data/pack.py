@@ -127,6 +127,8 @@ def _pack(args: argparse.Namespace) -> int:
         raise DatasetError("no data set given; write for example Folder:root=TILES")
     if args.workers < 0:
         raise DatasetError(f"--workers {args.workers} must not be negative")
+    if not 0 <= args.max_bad_fraction <= 1:
+        raise DatasetError(f"--max-bad-fraction {args.max_bad_fraction} must be 0 to 1")
     dataset = make_dataset(args.dataset)
     plan = make_plan(args.dataset, dataset, args.format, args.shard_size, args.jpeg_quality)
     manifest = pack(dataset, plan, args.out, workers=args.workers, max_bad_fraction=args.max_bad_fraction)

@@ -176,6 +176,7 @@ def test_another_plan_needs_another_folder(tiles: Path, tmp_path: Path, capsys: 
         (["--jpeg-quality", "101"], "--jpeg-quality 101 must be 1 to 100"),
         (["--jpeg-quality", "90", "--format", "h5"], "does not go with --format h5"),
         (["--workers", "-1"], "--workers -1 must not be negative"),
+        (["--max-bad-fraction", "nan"], "--max-bad-fraction nan must be 0 to 1"),
         (["--verify"], r"manifest.json does not exist"),
     ],
 )

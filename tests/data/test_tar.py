@@ -1,10 +1,13 @@
 """Tiles in tar shards: the same bytes as in files, also from damaged archives."""
 
+import gc
 import io
 import logging
+import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import torch
 
 from dinov2.data.datasets import EncodedTiles, Folder, Tar, TileDataset, make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.loaders import make_loader
+from dinov2.utils.schema import CropsSection, IbotSection
 
 Make = Callable[..., Path]
 
@@ -60,6 +65,19 @@ def test_survives_pickling_with_open_files(shards: Path) -> None:
     again = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(again.decode(3), tile)
     assert again.path(3) == dataset.path(3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_workers_leave_no_open_file_behind(shards: Path, small_crops: CropsSection) -> None:
+    def load() -> int:
+        dataset = Tar(str(shards))
+        options = {"patch_size": 8, "global_batch_size": 4, "seed": 0, "num_workers": 2}
+        assert len(list(islice(make_loader(dataset, small_crops, IbotSection(), **options), 6))) == 6  # type: ignore[arg-type]
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    first = load()
+    assert load() <= first
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
