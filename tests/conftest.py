@@ -30,7 +30,11 @@ SMALL = {
 @pytest.fixture
 def tiles(tmp_path):
     """A folder of twelve smooth random tiles."""
-    folder = tmp_path / "tiles"
+    return write_tiles(tmp_path / "tiles")
+
+
+def write_tiles(folder):
+    """Make the folder of the fixture `tiles`."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):

@@ -2,7 +2,8 @@
 
 Apart from the pixels, so that another engine can render the same draws and a test can look at them. The distributions
 are those of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur and
-RandomSolarize.
+RandomSolarize, and for pathology's own those of RandomVerticalFlip, quarter turns, and gains and biases of stains (HED
+jitter: Tellez et al. 2018, doi 10.1109/TMI.2018.2820199).
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from dinov2.utils.schema import CropsSection, JitterSection
+from dinov2.utils.schema import CropsSection, HedJitterSection, JitterSection
 
 JitterOp = Literal["brightness", "contrast", "saturation", "hue"]
 
@@ -21,6 +22,18 @@ LOG_RATIO = math.log(4 / 3)  # aspect ratios 3/4 .. 4/3
 # The most draws a crop can use: 2 a try and 2 for the place of its box, 1 flip, 9 jitter, 1 grey, 2 blur, 1 solarize.
 # They are taken at once: a call into torch for each would cost more than the pixels of a small crop.
 MAX_DRAWS = 2 * BOX_TRIES + 2 + 14
+# 1 vertical flip, 2 quarter turns, 1 + 3 + 3 stains; apart from the others, which are the same with and without them.
+PATHOLOGY_DRAWS = 10
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StainParams:
+    """Jitter of the stains haematoxylin, eosin and DAB: their amounts, in optical density, times `gain` plus `bias`."""
+
+    gain: Triple
+    bias: Triple
 
 
 @dataclass(frozen=True)
@@ -36,10 +49,15 @@ class CropParams:
     grayscale: bool
     blur_sigma: float | None  # pixels of the finished crop; None: no blur
     solarize: bool
+    vertical_flip: bool = False
+    quarter_turns: int = 0  # counter-clockwise, 0 .. 3, after the flips
+    stain: StainParams | None = None  # before the jitter; None: unchanged
 
 
 def draw_crops(crops: CropsSection, height: int, width: int) -> list[CropParams]:
     """Draw all crops of one tile from torch's CPU RNG.
+
+    The draws do not depend on which augmentations are on, so switching one on leaves the others as they were.
 
     Args:
         crops: the configuration.
@@ -49,11 +67,25 @@ def draw_crops(crops: CropsSection, height: int, width: int) -> list[CropParams]
     Returns:
         The two global crops, then `crops.local_crops_number` local ones.
     """
-    uniforms = torch.rand(2 + crops.local_crops_number, MAX_DRAWS, dtype=torch.float64).tolist()
-    return [_draw_crop(crops, min(number, 2), height, width, iter(row)) for number, row in enumerate(uniforms)]
+    n_crops = 2 + crops.local_crops_number
+    uniforms = torch.rand(n_crops, MAX_DRAWS, dtype=torch.float64).tolist()
+    more = torch.rand(n_crops, PATHOLOGY_DRAWS, dtype=torch.float64).tolist()
+    return [
+        _draw_crop(crops, min(number, 2), height, width, iter(row), iter(extra))
+        for number, (row, extra) in enumerate(zip(uniforms, more, strict=True))
+    ]
 
 
-def _draw_crop(crops: CropsSection, kind: int, height: int, width: int, draws: Iterator[float]) -> CropParams:
+def draw_jpeg_quality(crops: CropsSection) -> int | None:
+    """Draw the quality at which the whole tile is compressed again, from torch's CPU RNG; None: it is not."""
+    low, high = crops.jpeg.quality
+    applied, quality = torch.rand(2, dtype=torch.float64).tolist()
+    return low + int(quality * (high - low + 1)) if applied < crops.jpeg.p else None
+
+
+def _draw_crop(
+    crops: CropsSection, kind: int, height: int, width: int, draws: Iterator[float], more: Iterator[float]
+) -> CropParams:
     """One crop; kind is 0 or 1 for the global crops and 2 for a local one."""
     scale = crops.local_crops_scale if kind == 2 else crops.global_crops_scale
     top, left, box_height, box_width = _draw_box(scale, height, width, draws)
@@ -67,6 +99,9 @@ def _draw_crop(crops: CropsSection, kind: int, height: int, width: int, draws: I
         grayscale=next(draws) < crops.grayscale_p,
         blur_sigma=_between(crops.blur_sigma, next(draws)) if next(draws) < crops.blur_p[kind] else None,
         solarize=next(draws) < crops.solarize_p[kind],
+        vertical_flip=next(more) < crops.vertical_flip_p,
+        quarter_turns=_draw_turns(crops.rotate90_p, more),
+        stain=_draw_stain(crops.hed_jitter, more),
     )
 
 
@@ -97,6 +132,21 @@ def _draw_jitter(jitter: JitterSection, draws: Iterator[float]) -> tuple[tuple[J
         ranges.append(("hue", (-jitter.hue, jitter.hue)))
     keyed = sorted((next(draws), op, _between(bounds, next(draws))) for op, bounds in ranges)
     return tuple((op, factor) for _, op, factor in keyed)
+
+
+def _draw_turns(probability: float, draws: Iterator[float]) -> int:
+    """A quarter, half or three-quarter turn, equally likely, with `probability`; else none."""
+    turned, which = next(draws), next(draws)
+    return 1 + int(3 * which) if turned < probability else 0
+
+
+def _draw_stain(jitter: HedJitterSection, draws: Iterator[float]) -> StainParams | None:
+    """Gains uniform in 1 - sigma .. 1 + sigma and biases in -bias .. bias for each stain, with probability p."""
+    if next(draws) >= jitter.p:
+        return None
+    gains = [_between((1 - sigma, 1 + sigma), next(draws)) for sigma in jitter.sigma]
+    biases = [_between((-bias, bias), next(draws)) for bias in jitter.bias]
+    return StainParams((gains[0], gains[1], gains[2]), (biases[0], biases[1], biases[2]))
 
 
 def _factors(jitter: JitterSection) -> list[tuple[JitterOp, float]]:

@@ -1,19 +1,23 @@
 """The training loader: an infinite stream of batches that depends on the seed and the step, and on nothing else."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader
 
-from dinov2.data.augmentations import MultiCropAugmentation
 from dinov2.data.bad_tiles import BadTileMonitor
-from dinov2.data.collate import MultiCropBatch, MultiCropCollator, UnreadableBatch
+from dinov2.data.collate import MultiCropBatch, MultiCropCollator, TileBatch, UnreadableBatch
 from dinov2.data.datasets import TileDataset
+from dinov2.data.device_augmentation import DeviceAugmentation
 from dinov2.data.errors import TooManyBadTilesError
 from dinov2.data.samplers import RankBatchSampler
 from dinov2.data.samples import SampleStream
 from dinov2.data.workers import init_worker, single_thread
 from dinov2.utils.schema import CropsSection, IbotSection
+
+Augment = Literal["auto", "device", "worker"]
+CPU = torch.device("cpu")
 
 
 class MultiCropLoader:
@@ -23,12 +27,18 @@ class MultiCropLoader:
         monitor: the damaged tiles met so far.
     """
 
-    def __init__(self, batches: "DataLoader[MultiCropBatch | UnreadableBatch]", monitor: BadTileMonitor) -> None:
+    def __init__(
+        self,
+        batches: "DataLoader[MultiCropBatch | TileBatch | UnreadableBatch]",
+        monitor: BadTileMonitor,
+        augmentation: DeviceAugmentation,
+    ) -> None:
         self.monitor = monitor
         self._batches = batches
+        self._augmentation = augmentation
 
     def __iter__(self) -> Iterator[MultiCropBatch]:
-        """Yield batches.
+        """Yield batches; those of `augment = device` are on the device, the others in the CPU's memory.
 
         Raises:
             TooManyBadTilesError: see `BadTileMonitor`; also where a sample and all its replacements are damaged.
@@ -44,7 +54,7 @@ class MultiCropLoader:
                     f"replacement drawn; the last: {': '.join(batch.bad[-1])}"
                 )
             self.monitor.update(batch.bad, len(batch.positions))
-            yield batch
+            yield batch if isinstance(batch, MultiCropBatch) else batch.render(self._augmentation)
 
 
 def make_loader(
@@ -62,6 +72,8 @@ def make_loader(
     accumulate: int = 1,
     max_bad_fraction: float = 0.01,
     pin_memory: bool = False,
+    augment: Augment = "auto",
+    device: torch.device = CPU,
 ) -> MultiCropLoader:
     """Loader of one process.
 
@@ -79,6 +91,8 @@ def make_loader(
         accumulate: micro-batches in a process's part of a step; each is one item of the loader.
         max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor`.
         pin_memory: copy batches to page-locked memory, for CUDA.
+        augment: `data.augment`, where crops are made.
+        device: the training device.
 
     Raises:
         ValueError: sizes that do not divide, or a rank or step out of range.
@@ -87,11 +101,17 @@ def make_loader(
     if remainder:
         raise ValueError(f"crops.global_crops_size {crops.global_crops_size} is not a multiple of patch {patch_size}")
     collate = MultiCropCollator(
-        seed, global_batch_size, (side, side), ibot.mask_sample_probability, ibot.mask_ratio_min_max
+        crops,
+        seed,
+        global_batch_size,
+        (side, side),
+        ibot.mask_sample_probability,
+        ibot.mask_ratio_min_max,
+        on_device=augments_on_device(augment, device),
     )
     # The stream is a map from positions without an end, which the types of DataLoader do not foresee.
-    batches: DataLoader[MultiCropBatch | UnreadableBatch] = DataLoader(
-        SampleStream(dataset, MultiCropAugmentation(crops), seed),  # type: ignore[arg-type]
+    batches: DataLoader[MultiCropBatch | TileBatch | UnreadableBatch] = DataLoader(
+        SampleStream(dataset, crops, seed),  # type: ignore[arg-type]
         batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step, accumulate),
         num_workers=num_workers,
         collate_fn=collate,
@@ -101,4 +121,10 @@ def make_loader(
         # Workers' base seed comes from here: the global RNG must not depend on how the data are loaded.
         generator=torch.Generator(),
     )
-    return MultiCropLoader(batches, BadTileMonitor(max_bad_fraction, len(dataset)))
+    monitor = BadTileMonitor(max_bad_fraction, len(dataset))
+    return MultiCropLoader(batches, monitor, DeviceAugmentation(crops, device))
+
+
+def augments_on_device(augment: Augment, device: torch.device) -> bool:
+    """Whether crops are made on the device: `auto` says yes where it is no CPU, whose quickest form is the worker's."""
+    return device.type != "cpu" if augment == "auto" else augment == "device"

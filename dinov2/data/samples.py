@@ -1,29 +1,32 @@
-"""From a position of the stream to an augmented sample."""
+"""From a position of the stream to a decoded tile and what is to be done to it."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from dinov2.data.augmentations import Crops, MultiCropAugmentation
+from dinov2.data.crop_params import CropParams, draw_crops, draw_jpeg_quality
 from dinov2.data.datasets import TileDataset
 from dinov2.data.errors import BadTileError
 from dinov2.data.samplers import make_stream
 from dinov2.data.seeding import derive_seed, sample_seed, torch_seed
+from dinov2.data.tiles import recompress
+from dinov2.utils.schema import CropsSection
 
 MAX_REPLACEMENTS = 32
 
 
 @dataclass
 class Sample:
-    """One augmented tile.
+    """One tile with the parameters of its crops: two global ones, then the local ones.
 
-    `crops` is None where neither the tile nor any replacement could be decoded; `bad` lists (path, reason) of the
+    `tile` is None where neither the tile nor any replacement could be decoded; `bad` lists (path, reason) of the
     failures on the way.
     """
 
     position: int
     path: str
-    crops: Crops | None
+    tile: Tensor | None  # uint8 (3, H, W)
+    crops: list[CropParams]
     bad: list[tuple[str, str]]
 
 
@@ -31,17 +34,17 @@ class SampleStream:
     """Map-style view of the infinite stream for a torch DataLoader: `stream[position] -> Sample`.
 
     A tile that cannot be decoded is replaced by the tile whose index is drawn from (seed, position, attempt), so every
-    process replaces it alike. Augmentation is seeded by (seed, position).
+    process replaces it alike. Parameters are drawn from (seed, position).
 
     Args:
         dataset: the tiles.
-        augmentation: makes the crops, using torch's CPU RNG.
+        crops: the augmentation, of which everything random is drawn here.
         seed: `train.seed`.
     """
 
-    def __init__(self, dataset: TileDataset, augmentation: MultiCropAugmentation, seed: int) -> None:
+    def __init__(self, dataset: TileDataset, crops: CropsSection, seed: int) -> None:
         self.dataset = dataset
-        self.augmentation = augmentation
+        self.crops = crops
         self.seed = seed
         self.order = make_stream(dataset, seed)
 
@@ -49,9 +52,11 @@ class SampleStream:
         index, tile, bad = self._readable_tile(position)
         path = self.dataset.path(index)
         if tile is None:
-            return Sample(position, path, None, bad)
+            return Sample(position, path, None, [], bad)
         with torch_seed(sample_seed(self.seed, position)):
-            return Sample(position, path, self.augmentation(tile), bad)
+            crops = draw_crops(self.crops, tile.shape[-2], tile.shape[-1])
+            quality = draw_jpeg_quality(self.crops)
+        return Sample(position, path, tile if quality is None else recompress(tile, quality), crops, bad)
 
     def _readable_tile(self, position: int) -> tuple[int, Tensor | None, list[tuple[str, str]]]:
         """Index and image of the tile at a position or of its replacement, and the failures before it."""

@@ -41,6 +41,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def gather_vectors(vector: Tensor) -> Tensor:
+    """Return the vectors (P,) of all processes (W, P), in order of rank; without gradients."""
+    if not is_distributed():
+        return vector[None]
+    gathered = vector.new_empty(world_size(), *vector.shape)
+    dist.all_gather(list(gathered), vector)
+    return gathered
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """Return the rows of all processes' tensors (B, ...), in order of rank; gradients flow back to their owners."""
     return torch.cat(all_gather(tensor)) if is_distributed() else tensor

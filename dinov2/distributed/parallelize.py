@@ -6,6 +6,8 @@ FSDP2 casts a unit's parameters together when it gathers them, so these need uni
 like the student and gets no gradients.
 """
 
+import os
+from shutil import which
 from typing import Literal, cast
 
 import torch
@@ -61,9 +63,19 @@ def parallelize(
         local_size: processes on this node, the size of a group that shards with `hsdp`.
 
     Raises:
-        ConfigError: see `resolve_strategy`.
+        ConfigError: see `resolve_strategy`; nodes of unequal numbers of processes with `hsdp`; no compiler to compile.
     """
     strategy = resolve_strategy(section.strategy, world_size())
+    if strategy == "hsdp" and world_size() % local_size:
+        raise ConfigError(
+            f"parallel.strategy = hsdp: {world_size()} processes cannot be groups of {local_size}, the processes of a "
+            "node; start as many on every node, or use fsdp"
+        )
+    if section.compile and device.type == "cpu" and not (os.environ.get("CXX") or which("g++") or which("clang++")):
+        raise ConfigError(
+            "parallel.compile = true: on a CPU torch.compile needs a C++ compiler, and there is no g++ or clang++ (nor "
+            "is CXX set); install one, or use false"
+        )
     blocks = arch.student_backbone.blocks
     for index, block in enumerate(blocks if section.activation_checkpointing else ()):
         blocks[index] = checkpoint_wrapper(block)
@@ -77,7 +89,7 @@ def parallelize(
         shape = (world_size(),) if strategy == "fsdp" else (world_size() // local_size, local_size)
         names = ("shard",) if strategy == "fsdp" else ("replicate", "shard")
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
-        reduce_dtype = None if section.reduce_dtype == "fp32" else torch.bfloat16
+        reduce_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[section.reduce_dtype]
         policy = MixedPrecisionPolicy(param_dtype, reduce_dtype or (torch.float32 if param_dtype else None))
         for modules in (arch.student, arch.teacher):
             for module in modules.values():

@@ -97,11 +97,13 @@ def _report(launch: Launch, store: Store, error: BaseException) -> None:
     """Log a failure with its rank, and the first one if that was another's."""
     if isinstance(error, SystemExit) and not error.code:
         return
-    described = f"{launch}: {type(error).__name__}: {error}"
+    what = f"{type(error).__name__}: {error}"
     try:
-        first = store.compare_set(FAILURE, "", described).decode()
+        first = store.compare_set(FAILURE, "", f"{launch}: {what}").decode()
     except RuntimeError:  # the store went with rank 0
         first = "" if launch.rank == 0 else "unknown, rank 0 is gone; see its log"
-    logger.error("%s failed: %s: %s", launch, type(error).__name__, error)  # the traceback follows, from Python
-    if first not in ("", described):
+    if first.endswith(f": {what}") and not first.startswith(f"{launch}:"):
+        return  # all of them object to the same thing, and one has said so
+    logger.error("%s failed: %s", launch, what)  # the traceback follows, from Python
+    if first and not first.startswith(f"{launch}:"):
         logger.error("%s failed because of another; the first to fail was %s", launch, first.splitlines()[0])

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dinov2.utils.precision import at_least_float32
+
 
 class WeightNormLinear(nn.Module):
     """A bias-free linear layer whose rows are weight_g * weight_v / ||weight_v||; weight_g starts at 1."""
@@ -39,4 +41,5 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score embeddings (N, D) against the prototypes: (N, K)."""
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        # The bottleneck is small at first, and its squares vanish in float16.
+        return self.last_layer(F.normalize(at_least_float32(self.mlp(x)), dim=-1))

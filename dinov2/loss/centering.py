@@ -49,5 +49,7 @@ class SoftmaxCenter(nn.Module):
         total = all_reduce_sum(at_least_float32(scores).sum(0, keepdim=True))
         count = all_reduce_sum(torch.tensor(float(scores.shape[0]), device=scores.device))
         if count > 0:
-            self.center.lerp_((total / count).to(self.center.dtype), 1 - self.momentum)
+            mean = (total / count).to(self.center.dtype)
+            # A step with NaN scores is skipped, and may not live on here.
+            self.center.lerp_(torch.where(torch.isfinite(mean), mean, self.center), 1 - self.momentum)
         return targets

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dinov2.distributed.launch import derived_port
-from dinov2.train.interrupt import SIGNALS, STOPPED_EXIT_CODES, StopReason
+from dinov2.train.interrupt import SIGNALS, STOPPED_EXIT_CODES, StopReason, StopRequest
 
 LOCAL_RESTART = 144  # the exit code at which submitit's local executor starts a job's tasks again
 
@@ -35,9 +35,11 @@ class PretrainTask:
         """
         release_signals()
         os.environ.update(local_ranks(os.environ))
-        from dinov2.train.train import main
+        with StopRequest() as stop:  # before the import, which takes seconds in which a signal would end the process
+            from dinov2.train.train import main
 
-        return conclude(main(list(self.arguments)), os.environ)
+            code = main(list(self.arguments), stop)
+        return conclude(code, os.environ)
 
 
 def release_signals() -> None:

@@ -2,6 +2,9 @@
 
 import sys
 
-from dinov2.train.train import main
+from dinov2.train.interrupt import StopRequest
 
-sys.exit(main())
+with StopRequest() as stop:  # before the imports, which take seconds in which a signal would end the process
+    from dinov2.train.train import main
+
+    sys.exit(main(stop=stop))

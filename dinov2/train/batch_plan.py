@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dinov2.utils.errors import ConfigError
-from dinov2.utils.schema import TrainSection
+from dinov2.utils.schema import OptimSection, TrainSection
 
 
 @dataclass(frozen=True)
@@ -16,26 +16,34 @@ class BatchPlan:
     world_size: int
 
     @classmethod
-    def from_config(cls, train: TrainSection, world_size: int) -> "BatchPlan":
-        """Divide `train.global_batch_size`; without one it is `batch_size_per_gpu` on every process.
+    def from_config(cls, train: TrainSection, optim: OptimSection, world_size: int) -> "BatchPlan":
+        """Divide `train.global_batch_size` among processes, and each share into micro-batches.
 
-        When a process's share exceeds `batch_size_per_gpu`, gradients are accumulated over equal micro-batches.
+        Without a global batch it is what the processes take: `batch_size_per_gpu` times `optim.accumulate_steps` each.
+        Without `accumulate_steps`, a share larger than `batch_size_per_gpu` is cut into as few equal parts as possible.
 
         Raises:
-            ConfigError: the division leaves a rest (with the nearest batch that divides).
+            ConfigError: a division leaves a rest (with the nearest value that divides), or a part is larger than
+                `batch_size_per_gpu`.
         """
-        total = train.global_batch_size or train.batch_size_per_gpu * world_size
-        if total % world_size:
-            near = max(round(total / world_size), 1) * world_size
-            raise ConfigError(
-                f"train.global_batch_size = {total}: not divisible by {world_size} processes; the nearest is {near}"
-            )
+        largest, steps = train.batch_size_per_gpu, optim.accumulate_steps
+        total = train.global_batch_size or largest * world_size * (steps or 1)
+        unit = world_size * (steps or 1)
+        if total % unit:
+            near = max(round(total / unit), 1) * unit
+            by = f"{world_size} processes" + (f" of {steps} micro-batches (optim.accumulate_steps)" if steps else "")
+            raise ConfigError(f"train.global_batch_size = {total}: not divisible by {by}; the nearest is {near}")
         share = total // world_size
-        accumulate = -(-share // train.batch_size_per_gpu)
+        accumulate = steps or -(-share // largest)
         if share % accumulate:
-            near = max(d for d in range(1, train.batch_size_per_gpu + 1) if share % d == 0)
+            near = max(d for d in range(1, largest + 1) if share % d == 0)
             raise ConfigError(
-                f"train.batch_size_per_gpu = {train.batch_size_per_gpu}: does not divide this process's {share} images "
-                f"a step into equal parts; the nearest smaller value is {near}"
+                f"train.batch_size_per_gpu = {largest}: does not divide this process's {share} images a step into "
+                f"equal parts; the nearest smaller value is {near}"
+            )
+        if share // accumulate > largest:
+            raise ConfigError(
+                f"optim.accumulate_steps = {steps}: leaves {share // accumulate} images a micro-batch, more than "
+                f"train.batch_size_per_gpu = {largest}; raise one of the two, or leave accumulate_steps null"
             )
         return cls(total, share // accumulate, accumulate, world_size)

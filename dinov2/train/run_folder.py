@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from dinov2.train.run_lock import LOCK_FILE
 from dinov2.utils.config import config_from_dict, config_to_dict, differing_keys, read_yaml, to_yaml
 from dinov2.utils.errors import ConfigError, RunFolderError
 from dinov2.utils.files import write_text
@@ -20,7 +21,10 @@ FREE_KEYS = frozenset(
         "train.keep_last_checkpoints",
         "train.log_period_iterations",
         "train.stop_before_minutes",
+        "train.max_skipped_steps",
+        "train.async_checkpoints",
         "evaluation.eval_period_iterations",
+        "data.augment",  # the crops are the same but for a rounding to eight bits
         "data.max_bad_fraction",
     }
 )
@@ -55,7 +59,7 @@ def check_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> No
 
 def _foreign_names(folder: Path) -> list[str]:
     """Return what lies in a folder before its first run, but for the logs of the job that is to run there."""
-    return sorted(item.name for item in folder.iterdir() if item.name != "submitit")
+    return sorted(item.name for item in folder.iterdir() if item.name not in ("submitit", LOCK_FILE))
 
 
 def _is_free(key: str) -> bool:

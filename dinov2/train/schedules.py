@@ -37,10 +37,25 @@ class StepValues:
     momentum: float
     teacher_temp: float
 
+    def named(self) -> dict[str, float]:
+        """Return the values under the names that DINOv2's logs have."""
+        return {
+            "lr": self.lr,
+            "last_layer_lr": self.last_layer_lr,
+            "wd": self.weight_decay,
+            "mom": self.momentum,
+            "teacher_temp": self.teacher_temp,
+        }
+
 
 @dataclass(frozen=True)
 class Schedules:
-    """All schedules of a run; epochs are of `train.OFFICIAL_EPOCH_LENGTH` steps, whatever the data's size."""
+    """All schedules of a run.
+
+    As in DINOv2, lengths are given in epochs of `train.OFFICIAL_EPOCH_LENGTH` steps, which need not be a pass over the
+    data: 493 steps of 1,536 images are one over the paper's 757,000 tiles. `optim.total_steps` gives the length of the
+    whole run in steps instead; warm-ups stay in epochs.
+    """
 
     lr: CosineSchedule
     weight_decay: CosineSchedule
@@ -53,7 +68,7 @@ class Schedules:
     def from_config(cls, config: SSLConfig, global_batch_size: int) -> "Schedules":
         """Derive the schedules; `global_batch_size` enters the learning rate by `optim.scaling_rule`."""
         optim, teacher, length = config.optim, config.teacher, config.train.OFFICIAL_EPOCH_LENGTH
-        total = optim.epochs * length
+        total = optim.total_steps or optim.epochs * length
         lr = scaled_lr(optim.base_lr, optim.scaling_rule, global_batch_size)
         warm_temp = teacher.warmup_teacher_temp_epochs * length
         return cls(

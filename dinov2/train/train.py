@@ -9,8 +9,11 @@ from pathlib import Path
 
 from dinov2.distributed.launch import find_launch
 from dinov2.distributed.process_group import process_group
-from dinov2.train.trainer import Trainer, device_type
+from dinov2.train.interrupt import StopRequest
+from dinov2.train.replay import replay
+from dinov2.train.trainer import Trainer
 from dinov2.utils.config import load_config
+from dinov2.utils.devices import device_type
 from dinov2.utils.errors import DivergenceError, UserError
 from dinov2.utils.schema import SSLConfig
 
@@ -28,9 +31,14 @@ examples:
   python -m dinov2.train --config-file configs/train/tiny_cpu.yaml --output-dir runs/vit \\
       student.arch=vit12 train.max_steps=100 train.dataset_path=Folder:root=TILES
 
-The same command run again goes on where the run stopped. On SIGTERM or Ctrl-C the state is saved at the end of the
-step. Exit codes: 0 finished; 1 the loss diverged; 2 something given is wrong; 130 or 143 stopped by Ctrl-C or SIGTERM,
-with the state saved.
+  # a step that ended a run because its loss was NaN: where does it go wrong, and does float32 help?
+  python -m dinov2.train --replay runs/vit/diverged/1234/rank0.pt
+  python -m dinov2.train --replay runs/vit/diverged/1234/rank0.pt compute_precision.dtype=fp32
+
+The same command run again goes on where the run stopped. On SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the state is saved at
+the end of the step; under Slurm the job then goes back to the queue, but not on Ctrl-C. Exit codes: 0 finished (with
+--replay: all is finite); 1 the loss diverged (something is not finite); 2 something given is wrong; 124 the job's time
+was nearly over; 130, 138, 140, 143 stopped by Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM, with the state saved.
 """
 
 
@@ -42,8 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--config-file", required=True, metavar="YAML", help="configuration, such as configs/train/*.yaml"
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--config-file", metavar="YAML", help="configuration, such as configs/train/*.yaml")
+    task.add_argument(
+        "--replay", type=Path, metavar="FILE", help="compute a step again that was kept because it diverged"
     )
     parser.add_argument("--output-dir", metavar="RUN", help="run folder (default: train.output_dir)")
     parser.add_argument("--force", action="store_true", help="go on in a run folder of another configuration")
@@ -56,29 +66,50 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the arguments, None for this program's own.
+        stop: the request to stop to watch, where one was made before this module was loaded.
+    """
     args = build_parser().parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     try:
+        if args.replay:
+            return replay(args.replay, args.opts)
         config = load_config(args.config_file, args.opts)
         if args.output_dir:
             config.train.output_dir = args.output_dir
-        return train(config, force=args.force)
+        return train(config, args.force, stop)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not _is_follower():
+            print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergenceError) else 2
 
 
-def train(config: SSLConfig, force: bool = False) -> int:
+def _is_follower() -> bool:
+    """Tell whether another process prints what all of them would; what only one knows is in its log."""
+    try:
+        return find_launch(os.environ).rank > 0
+    except UserError:
+        return False
+
+
+def train(config: SSLConfig, force: bool = False, stop: StopRequest | None = None) -> int:
     """Train as the configuration says, resuming what its output folder holds; return the exit code.
+
+    `force` goes on in a folder of another configuration, `stop` is the request to watch (see `Trainer.run`).
 
     Raises:
         UserError: the configuration, the data or the output folder cannot be used.
     """
     launch = find_launch(os.environ)
     if launch.rank:
-        logging.getLogger().setLevel(logging.WARNING)  # rank 0 speaks for all
+        # Rank 0 speaks for all, but for tiles that it has not seen.
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("dinov2").setLevel(logging.ERROR)
+        logging.getLogger("dinov2.data").setLevel(logging.WARNING)
     timeout = config.parallel.timeout_minutes
     with process_group(launch, device_type(config.train.device), timeout) as device:
-        return Trainer(config, Path(config.train.output_dir), force, device, launch.local_world_size).run()
+        return Trainer(config, Path(config.train.output_dir), force, device, launch.local_world_size).run(stop)

@@ -17,7 +17,16 @@ from dinov2.utils.legacy_config import translate_legacy
 from dinov2.utils.schema import SSLConfig
 from dinov2.utils.suggest import did_you_mean
 
-__all__ = ["ConfigError", "config_from_dict", "config_to_dict", "differing_keys", "load_config", "read_yaml", "to_yaml"]
+__all__ = [
+    "ConfigError",
+    "config_from_dict",
+    "config_to_dict",
+    "differing_keys",
+    "load_config",
+    "override",
+    "read_yaml",
+    "to_yaml",
+]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SSLConfig:
@@ -29,7 +38,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SSLConfig:
         ConfigError: the file cannot be read, or one or more keys are unknown, of the wrong type or impossible together;
             the message lists every one of them.
     """
-    values = read_yaml(Path(path))
+    return override(read_yaml(Path(path)), overrides)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> SSLConfig:
+    """Apply `section.key=value` overrides to nested values, and check everything; raises ConfigError."""
     bad = [item for item in overrides if "=" not in item or item.startswith("-")]
     if bad:
         raise ConfigError(f"overrides must be written section.key=value; got {', '.join(map(repr, bad))}")
@@ -116,6 +129,12 @@ def _parse(kind: type, values: Any, prefix: str, problems: list[str], unread: se
     """Build the dataclass `kind` from a mapping, adding what is wrong to `problems`, and its key to `unread`."""
     if values is None:
         values = {}
+    if isinstance(values, str) and hasattr(kind, "named"):
+        named = kind.named()
+        if values in named:
+            return named[values]
+        problems.append(f"{prefix[:-1]} = {values!r}: no known name{did_you_mean(values, list(named))}")
+        return kind()
     if not isinstance(values, dict):
         problems.append(f"{prefix[:-1]} = {values!r}: expected a section of keys")
         unread.add(prefix)

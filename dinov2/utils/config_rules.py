@@ -49,6 +49,12 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.global_crops_scale": crops.global_crops_scale,
         "crops.local_crops_scale": crops.local_crops_scale,
         "crops.horizontal_flip_p": (crops.horizontal_flip_p,),
+        "crops.vertical_flip_p": (crops.vertical_flip_p,),
+        "crops.rotate90_p": (crops.rotate90_p,),
+        "crops.hed_jitter.p": (crops.hed_jitter.p,),
+        "crops.hed_jitter.sigma": crops.hed_jitter.sigma,
+        "crops.hed_jitter.bias": crops.hed_jitter.bias,
+        "crops.jpeg.p": (crops.jpeg.p,),
         "crops.color_jitter.p": (crops.color_jitter.p,),
         "crops.grayscale_p": (crops.grayscale_p,),
         "crops.blur_p": crops.blur_p,
@@ -84,6 +90,7 @@ def _range_problems(config: SSLConfig) -> list[str]:
     }
     not_negative = {
         "train.num_workers": train.num_workers,
+        "train.max_skipped_steps": train.max_skipped_steps,
         "crops.local_crops_number": crops.local_crops_number,
         "optim.warmup_epochs": optim.warmup_epochs,
         "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,
@@ -102,12 +109,14 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.color_jitter.saturation": crops.color_jitter.saturation,
         "crops.color_jitter.hue": crops.color_jitter.hue,
     }
-    if train.num_threads is not None:
-        positive["train.num_threads"] = train.num_threads
-    if train.global_batch_size is not None:
-        positive["train.global_batch_size"] = train.global_batch_size
-    if train.max_steps is not None:
-        positive["train.max_steps"] = train.max_steps
+    optional = {
+        "train.num_threads": train.num_threads,
+        "train.global_batch_size": train.global_batch_size,
+        "train.max_steps": train.max_steps,
+        "optim.total_steps": optim.total_steps,
+        "optim.accumulate_steps": optim.accumulate_steps,
+    }
+    positive |= {key: value for key, value in optional.items() if value is not None}
     problems = [
         f"{key} = {list(values) if len(values) > 1 else values[0]}: must lie in [0, 1]"
         for key, values in unit.items()
@@ -120,14 +129,23 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.global_crops_scale": crops.global_crops_scale,
         "crops.local_crops_scale": crops.local_crops_scale,
         "crops.blur_sigma": crops.blur_sigma,
+        "crops.jpeg.quality": crops.jpeg.quality,
     }.items():
         if low > high:
             problems.append(f"{key} = {[low, high]}: the first must not exceed the second; did you mean {[high, low]}?")
-    if optim.warmup_epochs > optim.epochs:
+    warmup = optim.warmup_epochs * train.OFFICIAL_EPOCH_LENGTH
+    if optim.total_steps is None and optim.warmup_epochs > optim.epochs:
         problems.append(f"optim.warmup_epochs = {optim.warmup_epochs}: must not exceed optim.epochs = {optim.epochs}")
+    elif optim.total_steps is not None and warmup > optim.total_steps:
+        problems.append(
+            f"optim.warmup_epochs = {optim.warmup_epochs}: {warmup} steps (train.OFFICIAL_EPOCH_LENGTH = "
+            f"{train.OFFICIAL_EPOCH_LENGTH}) must not exceed optim.total_steps = {optim.total_steps}"
+        )
     for key, beta in {"optim.adamw_beta1": optim.adamw_beta1, "optim.adamw_beta2": optim.adamw_beta2}.items():
         if not 0 <= beta < 1:
             problems.append(f"{key} = {beta}: must lie in [0, 1)")
+    if any(not 1 <= quality <= 100 for quality in crops.jpeg.quality):
+        problems.append(f"crops.jpeg.quality = {list(crops.jpeg.quality)}: both must lie in 1 .. 100")
     if crops.color_jitter.hue > 0.5:
         problems.append(f"crops.color_jitter.hue = {crops.color_jitter.hue}: must not exceed 0.5")
     smallest = min(crops.global_crops_size, crops.local_crops_size if crops.local_crops_number else 10**9)

@@ -25,7 +25,14 @@ _DINOV2_DEFAULTS: dict[str, dict[str, Any]] = {
     "optim": {"epochs": 100, "base_lr": 0.004, "layerwise_decay": 0.9},
     "crops": {"global_crops_size": 224, "local_crops_size": 96},
 }
-_DTYPES = {"fp16": "bf16", "bf16": "bf16", "fp32": "fp32"}
+# FSDP1's names of what is sharded, and when gathered parameters are freed.
+_SHARDING: dict[str, dict[str, Any]] = {
+    "NO_SHARD": {"parallel.strategy": "ddp"},
+    "SHARD_GRAD_OP": {"parallel.strategy": "fsdp", "parallel.reshard_after_forward": False},
+    "FULL_SHARD": {"parallel.strategy": "fsdp", "parallel.reshard_after_forward": True},
+    "HYBRID_SHARD": {"parallel.strategy": "hsdp", "parallel.reshard_after_forward": True},
+    "_HYBRID_SHARD_ZERO2": {"parallel.strategy": "hsdp", "parallel.reshard_after_forward": False},
+}
 
 
 def translate_legacy(values: dict[str, Any]) -> dict[str, Any]:
@@ -73,21 +80,46 @@ def _translate_registers(values: dict[str, Any]) -> None:
 
 
 def _translate_precision(values: dict[str, Any]) -> None:
-    """Map DINOv2's per-module mixed precision to one dtype, that of the student's backbone."""
+    """Map DINOv2's policies of FSDP1, one for each module, to one policy for all: that of the student's backbone."""
     section = values.get("compute_precision")
     if not isinstance(section, dict):
         return
     old = {key: section.pop(key) for key in ("grad_scaler", "teacher", "student") if key in section}
     if not old:
         return
-    try:
-        asked = old["student"]["backbone"]["mixed_precision"]["param_dtype"]
-    except (KeyError, TypeError):
-        asked = None
-    if asked in _DTYPES:
-        section.setdefault("dtype", _DTYPES[asked])
-    logger.warning(
-        "config: compute_precision.%s: one dtype serves all modules here, compute_precision.dtype=%s",
-        "|".join(old),
-        section.get("dtype", "auto"),
+    policy = _at(old, "student", "backbone")
+    mixed = _at(policy, "mixed_precision")
+    mapped = _given(
+        {"compute_precision.dtype": mixed.get("param_dtype"), "parallel.reduce_dtype": mixed.get("reduce_dtype")}
     )
+    mapped |= _SHARDING.get(policy.get("sharding_strategy", ""), {})
+    for dotted, value in mapped.items():
+        name, key = dotted.split(".")
+        if not isinstance(values.setdefault(name, {}), dict):
+            return  # whatever it is, the schema objects to it
+        values[name].setdefault(key, value)
+    others = {
+        f"{who}.{module}"
+        for who in ("student", "teacher")
+        for module, other in _at(old, who).items()
+        if other != policy
+    }
+    logger.warning(
+        "config: compute_precision.%s: the policy of student.backbone holds for all modules, as %s; ignored are "
+        "buffer_dtype (there are no buffers)%s%s",
+        "|".join(old),
+        ", ".join(f"{key}={value}" for key, value in mapped.items()) or "the defaults here",
+        ", grad_scaler (fp16 always has one, nothing else needs it)" if "grad_scaler" in old else "",
+        f", and what differs in {', '.join(sorted(others))}" if others else "",
+    )
+
+
+def _at(values: Any, *keys: str) -> dict[str, Any]:
+    """Return the mapping below some keys, an empty one where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -17,9 +17,9 @@ class ModelSection:
 
 @dataclass
 class PrecisionSection:
-    """`compute_precision`: bf16 autocast on CUDA and fp32 on CPU under `auto`."""
+    """`compute_precision`: bf16 autocast on CUDA and fp32 on CPU under `auto`; fp16 with a scaled loss."""
 
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
 
 
 @dataclass
@@ -64,17 +64,20 @@ class TrainSection:
     saveckp_freq: int = 20  # epochs between the checkpoints that are kept for good
     checkpoint_period_iterations: int = 493
     keep_last_checkpoints: int = 2
+    async_checkpoints: bool = True
     log_period_iterations: int = 1
     centering: Literal["centering", "sinkhorn_knopp"] = "sinkhorn_knopp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int | None = None
     stop_before_minutes: float = 0.0
+    max_skipped_steps: int = 3
 
 
 @dataclass
 class DataSection:
-    """`data`: what the loader tolerates."""
+    """`data`: where tiles are augmented, and what the loader tolerates."""
 
+    augment: Literal["auto", "device", "worker"] = "auto"
     max_bad_fraction: float = 0.01
 
 
@@ -94,7 +97,7 @@ class ParallelSection:
 
     strategy: Literal["auto", "none", "ddp", "fsdp", "hsdp"] = "auto"
     reshard_after_forward: bool = True
-    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    reduce_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     compile: bool = False
     timeout_minutes: float = 30.0
@@ -153,6 +156,8 @@ class OptimSection:
     """`optim`: AdamW and its schedules; `lr` is derived from `base_lr` by `scaling_rule` over the global batch."""
 
     epochs: int = 200
+    total_steps: int | None = None  # None: epochs * train.OFFICIAL_EPOCH_LENGTH
+    accumulate_steps: int | None = None  # None: as few as train.batch_size_per_gpu allows
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     base_lr: float = 0.002
@@ -170,10 +175,15 @@ class OptimSection:
 
 @dataclass
 class NormalizeSection:
-    """`crops.normalize`: channel statistics of the images, in [0, 1]."""
+    """`crops.normalize`: channel statistics of the images, in [0, 1], or the name of known ones."""
 
     mean: tuple[float, float, float] = (0.70322989, 0.53606487, 0.66096631)
     std: tuple[float, float, float] = (0.21716536, 0.26081574, 0.20723464)
+
+    @staticmethod
+    def named() -> dict[str, "NormalizeSection"]:
+        """Return what a name stands for: `lunit` (Kang et al. 2023, arXiv 2212.04690) is the default."""
+        return {"lunit": NormalizeSection(), "imagenet": NormalizeSection((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 
 @dataclass
@@ -185,6 +195,26 @@ class JitterSection:
     saturation: float = 0.2
     hue: float = 0.1
     p: float = 0.8
+
+
+@dataclass
+class HedJitterSection:
+    """`crops.hed_jitter`: of the stains haematoxylin, eosin and DAB, in this order; off at p = 0.
+
+    The amount of a stain (optical density, base 10) is multiplied by 1 +- sigma and shifted by +- bias.
+    """
+
+    sigma: tuple[float, float, float] = (0.05, 0.05, 0.05)
+    bias: tuple[float, float, float] = (0.02, 0.02, 0.02)
+    p: float = 0.0
+
+
+@dataclass
+class JpegSection:
+    """`crops.jpeg`: compress the tile again, at a quality drawn from a range; off at p = 0."""
+
+    quality: tuple[int, int] = (50, 95)
+    p: float = 0.0
 
 
 @dataclass
@@ -200,6 +230,10 @@ class CropsSection:
     global_crops_size: int = 256
     local_crops_size: int = 112
     horizontal_flip_p: float = 0.5
+    vertical_flip_p: float = 0.0
+    rotate90_p: float = 0.0
+    hed_jitter: HedJitterSection = field(default_factory=HedJitterSection)
+    jpeg: JpegSection = field(default_factory=JpegSection)
     color_jitter: JitterSection = field(default_factory=JitterSection)
     grayscale_p: float = 0.2
     blur_p: tuple[float, float, float] = (0.0, 0.9, 0.5)

@@ -9,8 +9,16 @@ import torch
 from scipy import stats
 from torchvision import transforms as T
 
-from dinov2.data.crop_params import MAX_DRAWS, CropParams, _draw_crop, draw_crops
-from dinov2.utils.schema import CropsSection, JitterSection
+from dinov2.data.crop_params import (
+    MAX_DRAWS,
+    PATHOLOGY_DRAWS,
+    CropParams,
+    _draw_crop,
+    draw_crops,
+    draw_jpeg_quality,
+)
+from dinov2.data.seeding import torch_seed
+from dinov2.utils.schema import CropsSection, HedJitterSection, JitterSection, JpegSection
 
 N = 1500
 SIGNIFICANT = 1e-3
@@ -87,6 +95,21 @@ def test_sigma_and_jitter_factors_are_uniform(drawn: list[list[CropParams]]) -> 
         assert stats.kstest(factors, stats.uniform(low, high - low).cdf).pvalue > SIGNIFICANT
 
 
+def test_jitter_and_blur_are_distributed_as_torchvisions(drawn: list[list[CropParams]]) -> None:
+    every = [p for tile in drawn for p in tile]
+    ranges = [(0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.1, 0.1)]
+    reference = [T.ColorJitter.get_params(*map(list, ranges)) for _ in range(N)]
+    for number, operation in enumerate(("brightness", "contrast", "saturation", "hue")):
+        factors = [factor for p in every for name, factor in p.jitter if name == operation]
+        assert stats.ks_2samp(factors, [draw[number + 1] for draw in reference]).pvalue > SIGNIFICANT
+        places = [[name for name, _ in p.jitter].index(operation) for p in every if p.jitter]
+        theirs = [draw[0].tolist().index(number) for draw in reference]
+        table = [[row.count(place) for place in range(4)] for row in (places, theirs)]
+        assert stats.chi2_contingency(table).pvalue > SIGNIFICANT
+    sigmas = [p.blur_sigma for p in every if p.blur_sigma is not None]
+    assert stats.ks_2samp(sigmas, [T.GaussianBlur.get_params(0.1, 2.0) for _ in range(N)]).pvalue > SIGNIFICANT
+
+
 def test_every_jitter_order_is_equally_likely(drawn: list[list[CropParams]]) -> None:
     orders = Counter(tuple(name for name, _ in p.jitter) for tile in drawn for p in tile if p.jitter)
     assert len(orders) == math.factorial(4)
@@ -117,7 +140,54 @@ def test_the_longest_sequence_of_draws_is_exactly_what_is_taken() -> None:
     crops = replace(CropsSection(), blur_p=(1.0, 1.0, 1.0))
     misses = [0.999, 0.999] * 9  # nearly the whole area at an extreme aspect ratio does not fit a square
     draws = iter(misses + [0.0] * (MAX_DRAWS - len(misses)))
-    params = _draw_crop(crops, 0, 64, 64, draws)
+    more = iter([0.0] * PATHOLOGY_DRAWS)
+    params = _draw_crop(replace(crops, hed_jitter=HedJitterSection(p=1.0)), 0, 64, 64, draws, more)
     assert len(params.jitter) == 4
     assert params.blur_sigma is not None
     assert list(draws) == []
+    assert list(more) == []
+
+
+def test_pathology_is_off_by_default(drawn: list[list[CropParams]]) -> None:
+    assert not any(p.vertical_flip or p.quarter_turns or p.stain for tile in drawn for p in tile)
+    assert not any(draw_jpeg_quality(CropsSection()) for _ in range(50))
+
+
+def test_pathology_has_its_distributions() -> None:
+    hed = HedJitterSection(sigma=(0.1, 0.2, 0.3), bias=(0.01, 0.0, 0.05), p=0.6)
+    crops = CropsSection(vertical_flip_p=0.3, rotate90_p=0.75, hed_jitter=hed)
+    torch.manual_seed(1)
+    every = [p for _ in range(300) for p in draw_crops(crops, 64, 64)]
+    assert stats.binomtest(sum(p.vertical_flip for p in every), len(every), 0.3).pvalue > SIGNIFICANT
+    turns = Counter(p.quarter_turns for p in every)
+    assert stats.chisquare([turns[number] for number in range(4)]).pvalue > SIGNIFICANT  # all four alike at 0.75
+    stains = [p.stain for p in every if p.stain is not None]
+    assert stats.binomtest(len(stains), len(every), 0.6).pvalue > SIGNIFICANT
+    for number in range(3):
+        sigma, bias = hed.sigma[number], hed.bias[number]
+        gains = [stain.gain[number] for stain in stains]
+        assert stats.kstest(gains, stats.uniform(1 - sigma, 2 * sigma).cdf).pvalue > SIGNIFICANT
+        biases = [stain.bias[number] for stain in stains]
+        if bias:
+            assert stats.kstest(biases, stats.uniform(-bias, 2 * bias).cdf).pvalue > SIGNIFICANT
+        else:
+            assert set(biases) == {0.0}
+
+
+def test_jpeg_qualities_are_uniform_over_their_range() -> None:
+    torch.manual_seed(2)
+    drawn = [draw_jpeg_quality(CropsSection(jpeg=JpegSection(quality=(70, 79), p=0.5))) for _ in range(4000)]
+    qualities = Counter(quality for quality in drawn if quality is not None)
+    assert stats.binomtest(sum(qualities.values()), 4000, 0.5).pvalue > SIGNIFICANT
+    assert sorted(qualities) == list(range(70, 80))
+    assert stats.chisquare(list(qualities.values())).pvalue > SIGNIFICANT
+
+
+def test_switching_pathology_on_leaves_the_other_draws_as_they_were() -> None:
+    on = CropsSection(vertical_flip_p=1.0, rotate90_p=1.0, hed_jitter=HedJitterSection(p=1.0))
+    with torch_seed(3):
+        plain = draw_crops(CropsSection(), 100, 80)
+    with torch_seed(3):
+        changed = draw_crops(on, 100, 80)
+    assert all(p.vertical_flip and p.quarter_turns and p.stain for p in changed)
+    assert [replace(p, vertical_flip=False, quarter_turns=0, stain=None) for p in changed] == plain

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2.data.collate import BATCH_TENSORS, MultiCropBatch
+from dinov2.data.collate import MultiCropBatch
 from dinov2.data.datasets import Folder
 from dinov2.data.errors import TooManyBadTilesError
-from dinov2.data.loaders import MultiCropLoader, make_loader
-from dinov2.utils.schema import CropsSection, IbotSection
+from dinov2.data.loaders import MultiCropLoader, augments_on_device, make_loader
+from dinov2.utils.schema import CropsSection, IbotSection, JpegSection
 
+BATCH_TENSORS = ("global_crops", "local_crops", "masks", "mask_indices", "mask_weights")
 Make = Callable[..., MultiCropLoader]
 
 
@@ -48,10 +49,40 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_batches_do_not_depend_on_the_workers(make: Make) -> None:
-    reference = _take(make(), 5)
+@pytest.mark.parametrize("augment", ["worker", "device"])
+def test_batches_do_not_depend_on_the_workers(make: Make, augment: str) -> None:
+    reference = _take(make(augment=augment), 3)
     for workers in (1, 2):
-        assert all(_same(a, b) for a, b in zip(reference, _take(make(num_workers=workers), 5), strict=True))
+        batches = _take(make(num_workers=workers, augment=augment), 3)
+        assert all(_same(a, b) for a, b in zip(reference, batches, strict=True))
+
+
+def test_the_device_makes_the_same_crops(make: Make, small_crops: CropsSection) -> None:
+    std = torch.tensor(small_crops.normalize.std)[:, None, None]
+    for here, there in zip(_take(make(augment="worker"), 3), _take(make(augment="device"), 3), strict=True):
+        assert torch.equal(here.masks, there.masks)
+        assert here.paths == there.paths
+        for name in ("global_crops", "local_crops"):
+            levels = ((getattr(here, name) - getattr(there, name)) * std).abs() * 255
+            assert float(levels.max()) <= 5
+            assert float(levels.mean()) <= 0.5
+
+
+def test_auto_leaves_the_crops_to_the_workers_of_a_cpu() -> None:
+    assert [augments_on_device("auto", torch.device(name)) for name in ("cpu", "cuda")] == [False, True]
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert augments_on_device("device", device)
+        assert not augments_on_device("worker", device)
+
+
+def test_a_recompressed_tile_differs_a_little(make: Make, small_crops: CropsSection) -> None:
+    plain = _take(make(), 2)
+    small_crops.jpeg = JpegSection(quality=(80, 90), p=1.0)
+    again = _take(make(), 2)
+    for one, other in zip(plain, again, strict=True):
+        difference = (one.global_crops - other.global_crops).abs().mean()
+        assert 0.01 < float(difference) < 0.5
+    assert all(_same(a, b) for a, b in zip(again, _take(make(num_workers=1), 2), strict=True))
 
 
 def test_global_rng_is_not_touched(make: Make) -> None:

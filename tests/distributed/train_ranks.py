@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from dinov2.distributed.checkpoint import full_state_dict
 from dinov2.distributed.env import rank
 from dinov2.distributed.launch import find_launch
 from dinov2.distributed.process_group import process_group
+from dinov2.distributed.training_state import full_state_dict
 from dinov2.train.trainer import Trainer
 from dinov2.utils.config import load_config
 
@@ -21,8 +21,8 @@ class DoubleTrainer(Trainer):
     def _make_arch(self):
         return super()._make_arch().double()
 
-    def step(self, batches, values):
-        return super().step((_double(batch) for batch in batches), values)
+    def _batches(self, start):
+        return map(_double, super()._batches(start))
 
 
 def _double(batch):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dinov2.utils.config import ConfigError, config_from_dict
+from dinov2.models.official import IMAGENET
+from dinov2.utils.config import ConfigError, config_from_dict, config_to_dict
 
 MULTIPLE = "must be a positive multiple of student.patch_size = 16; the nearest is"
 
@@ -36,6 +37,22 @@ def lines_of(values):
         ({"ibot": {"mask_sample_probability": 1.5}}, "ibot.mask_sample_probability = 1.5: must lie in [0, 1]"),
         ({"crops": {"blur_p": [0, 2, 0]}}, "crops.blur_p = [0.0, 2.0, 0.0]: must lie in [0, 1]"),
         ({"crops": {"normalize": {"std": [0.2, 0.0, 0.2]}}}, "crops.normalize.std = 0.0: must be positive"),
+        ({"crops": {"hed_jitter": {"p": 1.1}}}, "crops.hed_jitter.p = 1.1: must lie in [0, 1]"),
+        (
+            {"crops": {"hed_jitter": {"sigma": [0.1, -0.1, 0]}}},
+            "crops.hed_jitter.sigma = [0.1, -0.1, 0.0]: must lie in [0, 1]",
+        ),
+        ({"crops": {"rotate90_p": -0.5}}, "crops.rotate90_p = -0.5: must lie in [0, 1]"),
+        ({"crops": {"jpeg": {"quality": [0, 90]}}}, "crops.jpeg.quality = [0, 90]: both must lie in 1 .. 100"),
+        (
+            {"crops": {"jpeg": {"quality": [90, 50]}}},
+            "crops.jpeg.quality = [90, 50]: the first must not exceed the second; did you mean [50, 90]?",
+        ),
+        (
+            {"crops": {"normalize": "imagnet"}},
+            "crops.normalize = 'imagnet': no known name; did you mean 'imagenet'? (known: lunit, imagenet)",
+        ),
+        ({"data": {"augment": "gpu"}}, "data.augment = 'gpu': expected one of auto, device, worker"),
         ({"crops": {"blur_kernel": 8}}, "crops.blur_kernel = 8: must be odd; the nearest is 9"),
         (
             {"crops": {"global_crops_scale": [1.0, 0.32]}},
@@ -82,3 +99,10 @@ def test_several_are_listed_together():
 )
 def test_what_works_is_accepted(values):
     config_from_dict(values)
+
+
+def test_normalisation_by_name():
+    config = config_from_dict({"crops": {"normalize": "imagenet"}})
+    assert vars(config.crops.normalize) == {key: tuple(values) for key, values in IMAGENET.items()}
+    assert config_from_dict(config_to_dict(config)) == config  # the run keeps the numbers, not the name
+    assert config_from_dict({"crops": {"normalize": "lunit"}}) == config_from_dict({})

@@ -125,10 +125,45 @@ def test_the_callers_values_are_left_alone():
     assert str(MVHYBRID) == before
 
 
-@pytest.mark.parametrize(("asked", "ours"), [("fp16", "bf16"), ("bf16", "bf16"), ("fp32", "fp32")])
-def test_the_precision_of_the_students_backbone_is_taken(asked, ours):
-    values = {"student": {"backbone": {"mixed_precision": {"param_dtype": asked}}}}
-    assert config_from_dict({"compute_precision": values}).compute_precision.dtype == ours
+@pytest.mark.parametrize("asked", ["fp16", "bf16", "fp32"])
+def test_the_policy_of_the_students_backbone_is_taken(asked, caplog):
+    mixed = {"param_dtype": asked, "reduce_dtype": "fp16", "buffer_dtype": "fp32"}
+    backbone = {"sharding_strategy": "SHARD_GRAD_OP", "mixed_precision": mixed}
+    head = {"sharding_strategy": "SHARD_GRAD_OP", "mixed_precision": mixed | {"reduce_dtype": "fp32"}}
+    student = {"backbone": backbone, "dino_head": head, "ibot_head": backbone}
+    config = config_from_dict({"compute_precision": {"grad_scaler": True, "student": student, "teacher": student}})
+    assert config.compute_precision.dtype == asked
+    parallel = config.parallel
+    assert (parallel.strategy, parallel.reduce_dtype, parallel.reshard_after_forward) == ("fsdp", "fp16", False)
+    for word in ("buffer_dtype", "grad_scaler", "what differs in student.dino_head, teacher.dino_head"):
+        assert word in caplog.text
+    assert "ibot_head" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("NO_SHARD", ("ddp", True)),
+        ("FULL_SHARD", ("fsdp", True)),
+        ("SHARD_GRAD_OP", ("fsdp", False)),
+        ("HYBRID_SHARD", ("hsdp", True)),
+        ("_HYBRID_SHARD_ZERO2", ("hsdp", False)),
+    ],
+)
+def test_sharding_strategies_have_their_counterparts(theirs, ours):
+    config = config_from_dict({"compute_precision": {"student": {"backbone": {"sharding_strategy": theirs}}}})
+    assert (config.parallel.strategy, config.parallel.reshard_after_forward) == ours
+
+
+def test_what_is_said_in_our_own_keys_wins():
+    policy = {"student": {"backbone": {"sharding_strategy": "NO_SHARD", "mixed_precision": {"param_dtype": "fp16"}}}}
+    config = config_from_dict({"compute_precision": {"dtype": "bf16", **policy}, "parallel": {"strategy": "fsdp"}})
+    assert (config.compute_precision.dtype, config.parallel.strategy) == ("bf16", "fsdp")
+
+
+@pytest.mark.parametrize("broken", [{"student": 3}, {"student": {"backbone": "x"}}, {"teacher": {"backbone": None}}])
+def test_a_policy_that_is_none_changes_nothing(broken):
+    assert config_from_dict({"compute_precision": broken}).parallel.strategy == "auto"
 
 
 def test_an_explicit_dtype_wins():

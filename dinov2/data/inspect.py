@@ -1,0 +1,139 @@
+"""Look at a data set through a training configuration: what the model will see, sizes of tiles, failures, speed.
+
+Prints the number of tiles, sizes and decoding failures of a random sample, and how many tiles a second one core
+decodes (all that a loader process does where the device makes the crops) and turns into finished crops. Writes a
+picture, one row a tile: the tile with the boxes of its crops, both global crops with their masked patches darkened, and
+the local crops, after all augmentations.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dinov2.data.collate import MultiCropBatch, MultiCropCollator
+from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.inspect_picture import draw_grid
+from dinov2.data.samples import Sample, SampleStream
+from dinov2.data.stats import readable_tiles
+from dinov2.data.workers import single_thread
+from dinov2.utils.config import load_config
+from dinov2.utils.errors import UserError
+from dinov2.utils.files import replacing
+from dinov2.utils.schema import SSLConfig
+
+EXAMPLES = """\
+examples:
+  python -m dinov2.data.inspect Folder:root=TILES --config configs/train/mvhybrid.yaml --out grid.png
+  python -m dinov2.data.inspect Folder:root=TILES --config configs/train/mvhybrid.yaml --out hed.png --n 8 \\
+      crops.hed_jitter.p=1 crops.rotate90_p=0.75
+
+Exit codes: 0 done, 2 something given is wrong, 130 stopped by Ctrl-C.
+"""
+NAMED = 5  # failures and sizes that are listed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_intermixed_args(argv)
+    try:
+        if args.n < 1 or args.sample < 1:
+            raise UserError(f"--n {args.n}, --sample {args.sample}: both must be at least 1")
+        config = load_config(args.config, args.opts)
+        dataset = make_dataset(args.dataset)
+        with single_thread():
+            inspect(dataset, config, args.out, args.n, min(args.sample, len(dataset)))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def inspect(dataset: TileDataset, config: SSLConfig, out: Path, n: int, sample: int) -> None:
+    """Print the figures of a data set and write the picture of its first `n` samples to `out` (PNG).
+
+    Args:
+        dataset: the tiles.
+        config: of which crops, masks, patch size and seed matter.
+        out: file of the picture.
+        n: tiles in the picture.
+        sample: tiles to decode for sizes, failures and speed.
+
+    Raises:
+        UserError: the picture cannot be made, because tiles cannot be decoded.
+    """
+    print(f"{len(dataset)} tiles")
+    _print_survey(dataset, sample, config.train.seed)
+    stream = SampleStream(dataset, config.crops, config.train.seed)
+    samples = [stream[position] for position in range(n)]
+    here = _collator(config, n, on_device=False)
+    batch = here(samples)
+    if not isinstance(batch, MultiCropBatch):
+        raise DatasetError(f"no readable tile found for the picture; the last: {': '.join(batch.bad[-1])}")
+    side = config.crops.global_crops_size // config.student.patch_size
+    picture = draw_grid(samples, batch, config.crops, (side, side))
+    with replacing(out) as temporary:
+        picture.save(temporary, "PNG")
+    decoding = _speed(stream, _collator(config, n, on_device=True), n, sample)
+    everything = _speed(stream, here, n, sample)
+    print(f"one core here: {decoding:.0f} tiles/s decoded for the device (data.augment=device)")
+    print(f"               {everything:.0f} tiles/s with all crops made (data.augment=worker)")
+    print(f"wrote {out}: what the model sees, one row a tile")
+
+
+def _print_survey(dataset: TileDataset, count: int, seed: int) -> None:
+    """Decode some tiles and print their sizes and the failures."""
+    bad: list[BadTileError] = []
+    tiles = readable_tiles(dataset, count, seed, bad)
+    sizes = Counter(f"{tile.shape[-1]} x {tile.shape[-2]}" for tile in tiles)
+    listed = ", ".join(f"{number} of {size} px" for size, number in sizes.most_common(NAMED))
+    more = f", {len(sizes) - NAMED} further sizes" if len(sizes) > NAMED else ""
+    print(f"{count} decoded at random: {listed or 'none readable'}{more}")
+    print(f"{len(bad)} of them cannot be decoded")
+    for failure in bad[:NAMED]:
+        print(f"  {failure}")
+    if len(bad) > NAMED:
+        print(f"  and {len(bad) - NAMED} more")
+
+
+def _collator(config: SSLConfig, batch: int, on_device: bool) -> MultiCropCollator:
+    side, ibot = config.crops.global_crops_size // config.student.patch_size, config.ibot
+    masks = ((side, side), ibot.mask_sample_probability, ibot.mask_ratio_min_max)
+    return MultiCropCollator(config.crops, config.train.seed, batch, *masks, on_device=on_device)
+
+
+def _speed(stream: SampleStream, collate: Callable[[list[Sample]], object], batch: int, count: int) -> float:
+    """Tiles a second from disk to batches, over about `count` tiles."""
+    rounds = max(count // batch, 1)
+    began = time.perf_counter()
+    for number in range(rounds):
+        collate([stream[position] for position in range(number * batch, (number + 1) * batch)])
+    return rounds * batch / (time.perf_counter() - began)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2.data.inspect",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="such as Folder:root=TILES")
+    parser.add_argument("--config", required=True, metavar="YAML", help="of training, such as configs/train/*.yaml")
+    parser.add_argument("--out", required=True, type=Path, metavar="PNG", help="the picture")
+    parser.add_argument("--n", type=int, default=4, help="tiles in the picture; default: 4")
+    parser.add_argument(
+        "--sample", type=int, default=200, metavar="N", help="tiles to decode for sizes and speed; default: 200"
+    )
+    parser.add_argument("opts", nargs="*", metavar="section.key=value", help="overrides of the configuration")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

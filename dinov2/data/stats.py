@@ -1,0 +1,114 @@
+"""Mean and standard deviation of a data set's channels, printed as the YAML of `crops.normalize`."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.samplers import ShuffledStream
+from dinov2.data.tiles import as_tensor
+from dinov2.utils.errors import UserError
+from dinov2.utils.schema import NormalizeSection
+
+EXAMPLES = """\
+examples:
+  python -m dinov2.data.stats Folder:root=TILES
+  python -m dinov2.data.stats Folder:root=TILES --max-tiles 2000
+
+What it prints goes into a configuration as it stands. Nothing is written; Ctrl-C ends it.
+Exit codes: 0 done, 2 something given is wrong, 130 stopped by Ctrl-C.
+"""
+
+
+def channel_statistics(tiles: Iterable[Tensor]) -> NormalizeSection:
+    """Mean and standard deviation (with divisor n) of each channel over the pixels of all tiles, in [0, 1].
+
+    The sums are whole numbers, so the result is exact and does not depend on the order.
+
+    Args:
+        tiles: uint8 (3, H, W), of any sizes; a pixel counts as much in a large tile as in a small one.
+
+    Raises:
+        DatasetError: there is no tile, or a channel has the same value everywhere.
+    """
+    count, sums, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    for tile in tiles:
+        levels = tile.flatten(1).long()  # (3, H * W)
+        count += levels.shape[1]
+        sums += levels.sum(1)
+        squares += levels.square_().sum(1)
+    if not count:
+        raise DatasetError("no tile could be decoded, so there are no statistics; repair the files or name another set")
+    mean = sums.double() / count
+    std = (squares.double() / count - mean.square()).clamp(min=0).sqrt()
+    if not bool((std > 0).all()):
+        raise DatasetError(
+            f"all pixels have the same value in a channel (means {mean.tolist()}); crops.normalize.std "
+            "must be positive: name tiles with something on them"
+        )
+    means, stds = (mean / 255).tolist(), (std / 255).tolist()
+    return NormalizeSection((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]))
+
+
+def readable_tiles(dataset: TileDataset, count: int, seed: int, bad: list[BadTileError]) -> Iterable[Tensor]:
+    """Decode `count` tiles of a data set in random order, with a progress bar; failures go to `bad`."""
+    order = ShuffledStream(len(dataset), seed)
+    for position in tqdm(range(count), unit="tile", disable=None):
+        try:
+            yield as_tensor(dataset.decode(order.index_at(position)))
+        except BadTileError as error:
+            bad.append(error)
+
+
+def to_yaml(statistics: NormalizeSection) -> str:
+    """Write statistics as the section of a configuration file."""
+    rows = [
+        f"    {name}: [{', '.join(f'{value:.6f}' for value in values)}]" for name, values in vars(statistics).items()
+    ]
+    return "\n".join(["crops:", "  normalize:", *rows])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.max_tiles < 1:
+            raise UserError(f"--max-tiles {args.max_tiles}: it must be at least 1")
+        dataset = make_dataset(args.dataset)
+        count, bad = min(args.max_tiles, len(dataset)), list[BadTileError]()
+        statistics = channel_statistics(readable_tiles(dataset, count, args.seed, bad))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(f"# {args.dataset}: {count - len(bad)} of {len(dataset)} tiles")
+    print(to_yaml(statistics))
+    for failure in bad:
+        print(f"left out, cannot be decoded: {failure}", file=sys.stderr)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dinov2.data.stats",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="such as Folder:root=TILES")
+    parser.add_argument(
+        "--max-tiles", type=int, default=10000, metavar="N", help="tiles to read, drawn at random; default: 10000"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Micro-batches for the steps of one process, whose end the other processes learn of in time."""
+
+import time
+from collections.abc import Iterator
+
+from dinov2.data.collate import MultiCropBatch
+from dinov2.data.errors import TooManyBadTilesError
+
+
+class BatchFeed:
+    """Hands out micro-batches. When its data fail it hands out the last one again and keeps the error in `failure`.
+
+    The other processes wait in collectives that this one has to join: the step goes through, and before anything
+    changes, all of them read in its report that it does not count.
+
+    Attributes:
+        failure: why there are no more data, None as long as there are.
+        seconds_waited: time spent waiting for data since `reset_clock`.
+    """
+
+    def __init__(self, batches: Iterator[MultiCropBatch]) -> None:
+        self.failure: TooManyBadTilesError | None = None
+        self.seconds_waited = 0.0
+        self._batches = batches
+        self._last: MultiCropBatch | None = None
+
+    def next(self) -> MultiCropBatch:
+        """Return the next micro-batch.
+
+        Raises:
+            TooManyBadTilesError: at the very first batch, when nothing has been done that could be lost.
+        """
+        began = time.perf_counter()
+        try:
+            self._last = next(self._batches)
+        except TooManyBadTilesError as error:
+            if self._last is None:
+                raise
+            self.failure = error
+        self.seconds_waited += time.perf_counter() - began
+        return self._last
+
+    def reset_clock(self) -> None:
+        """Count the waiting from now on."""
+        self.seconds_waited = 0.0
