@@ -68,7 +68,7 @@ def test_mixtures_of_mixtures(write_mix: WriteMix, folders: Path) -> None:
         assert counts[tiles].sum() / MIX_BLOCK == pytest.approx(share, abs=0.001)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=5),
     weights=st.lists(st.floats(1e-3, 1e3), min_size=5, max_size=5),
