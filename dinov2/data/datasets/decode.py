@@ -1,8 +1,8 @@
 """One image file to one uint8 tensor, with every failure turned into a `BadTileError`.
 
-JPEG in grey or YCbCr is decoded by simplejpeg (libjpeg-turbo into NumPy), which gives Pillow's values and is the fastest
-of the decoders in `scripts/bench/data_index.py`. Pillow decodes all else, and whatever simplejpeg refuses, so that there
-is one opinion on what a good file is.
+JPEG in grey or YCbCr is decoded by simplejpeg (libjpeg-turbo into NumPy), which gives Pillow's values and is the
+fastest of the decoders in `scripts/bench/data_index.py`. Pillow decodes all else, and whatever simplejpeg refuses, so
+that there is one opinion on what a good file is.
 """
 
 import io
