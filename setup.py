@@ -34,6 +34,7 @@ setup(
         "safetensors>=0.4",
         "numpy>=1.26",
         "pillow>=10",
+        "simplejpeg>=1.7",
         "tqdm>=4.66",
         "pandas>=2.1",
         "scikit-learn>=1.4",

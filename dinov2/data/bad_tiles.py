@@ -23,11 +23,13 @@ class BadTileMonitor:
     Args:
         max_bad_fraction: `data.max_bad_fraction`.
         dataset_size: number of tiles.
+        consequence: what becomes of a bad tile, for the log.
     """
 
-    def __init__(self, max_bad_fraction: float, dataset_size: int) -> None:
+    def __init__(self, max_bad_fraction: float, dataset_size: int, consequence: str = "replaced by another") -> None:
         self.max_bad_fraction = max_bad_fraction
         self.dataset_size = dataset_size
+        self.consequence = consequence
         self.paths: dict[str, str] = {}  # path -> reason, in the order of appearance
         self._samples = 0
 
@@ -45,7 +47,7 @@ class BadTileMonitor:
         for path, reason in bad:
             if path not in self.paths:
                 self.paths[path] = reason
-                logger.warning("bad tile %d, replaced by another: %s: %s", len(self.paths), path, reason)
+                logger.warning("bad tile %d, %s: %s: %s", len(self.paths), self.consequence, path, reason)
         if len(self.paths) > self.allowed:
             raise TooManyBadTilesError(self._message())
 

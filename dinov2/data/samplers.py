@@ -1,15 +1,46 @@
 """Which tile comes when. The stream is infinite and global: position p is the same tile on any number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from dinov2.data.seeding import keyed_generator
+from dinov2.data.datasets.base import Mixture, TileDataset
+from dinov2.data.permutation import Permutation, permute, round_keys
+from dinov2.data.seeding import derive_seed
+
+MIX_BLOCK = 2**16  # samples in which a mixture's shares are kept
+
+
+class Stream(Protocol):
+    """An infinite sequence of tiles over positions 0, 1, 2, ..."""
+
+    def index_at(self, position: int) -> int:
+        """Tile at a position (at least 0)."""
+        ...
+
+    def indices_at(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """Tiles at positions (m,), the same as one by one."""
+        ...
+
+
+def make_stream(dataset: TileDataset, seed: int) -> Stream:
+    """The stream of a data set: `MixedStream` for a mixture, `ShuffledStream` for any other.
+
+    Args:
+        dataset: of which only the sizes and weights matter.
+        seed: `train.seed`.
+    """
+    if not isinstance(dataset, Mixture):
+        return ShuffledStream(len(dataset), seed)
+    streams = [make_stream(part, derive_seed(seed, "part", number)) for number, part in enumerate(dataset.parts)]
+    return MixedStream(streams, [len(part) for part in dataset.parts], dataset.weights, seed)
 
 
 class ShuffledStream:
-    """The tiles of a data set, shuffled anew for each epoch, as an infinite sequence over positions 0, 1, 2, ...
+    """The tiles of a data set, shuffled anew for each epoch; nothing is kept but the keys of one epoch.
 
     Args:
         n: number of tiles.
@@ -25,16 +56,97 @@ class ShuffledStream:
         self.n = n
         self.seed = seed
         self._epoch = -1
-        self._order: Tensor = torch.empty(0, dtype=torch.int64)
+        self._order = Permutation(n, 0)
 
     def index_at(self, position: int) -> int:
-        """Tile at a position (at least 0): element `position % n` of the permutation of epoch `position // n`."""
+        """Tile at a position: element `position % n` of the permutation of epoch `position // n`."""
         epoch, place = divmod(position, self.n)
+        return self._permutation(epoch)(place)
+
+    def indices_at(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """Tiles at positions (m,)."""
+        epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), self.n)  # (m,) each
+        different, which = np.unique(epochs, return_inverse=True)
+        keys = np.array([round_keys(self._key(int(epoch))) for epoch in different], dtype=np.uint64).T  # (rounds, e)
+        return permute(self.n, places, keys[:, which]) if len(places) else places
+
+    def _permutation(self, epoch: int) -> Permutation:
         if epoch != self._epoch:
-            generator = keyed_generator(self.seed, "order", epoch)
-            self._order = torch.randperm(self.n, generator=generator)  # (n,)
+            self._order = Permutation(self.n, self._key(epoch))
             self._epoch = epoch
-        return int(self._order[place])
+        return self._order
+
+    def _key(self, epoch: int) -> int:
+        return derive_seed(self.seed, "order", epoch)
+
+
+class MixedStream:
+    """Several streams mixed by weight: each gives its share of every 65,536 samples, shuffled among them.
+
+    Block b of 65,536 positions holds count[i] samples of stream i, its next ones: positions b * count[i] and on. So
+    each stream is gone through in its own epochs, without a loss or a repetition, and every position is computed by
+    itself.
+    Counts are the weights rounded (largest remainders), at least 1.
+
+    Args:
+        streams: the parts.
+        sizes: tiles of each; the mixture's indices count through the parts in order.
+        weights: positive shares.
+        seed: `train.seed`.
+
+    Raises:
+        ValueError: no stream, lists of different lengths, too many streams, or weights that are not positive.
+    """
+
+    def __init__(self, streams: Sequence[Stream], sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if not 1 <= len(streams) == len(sizes) == len(weights) <= MIX_BLOCK:
+            raise ValueError(f"{len(streams)} streams, {len(sizes)} sizes and {len(weights)} weights cannot be mixed")
+        if not all(weight > 0 for weight in weights):
+            raise ValueError(f"weights {list(weights)} must be positive")
+        self.streams = list(streams)
+        self.counts = apportion(weights, MIX_BLOCK)
+        self._ends = np.cumsum(self.counts)
+        self._starts = [0, *accumulate(sizes)][:-1]
+        self._blocks = ShuffledStream(MIX_BLOCK, derive_seed(seed, "mixture"))
+
+    def index_at(self, position: int) -> int:
+        """Tile at a position."""
+        slot = self._blocks.index_at(position)
+        part = int(np.searchsorted(self._ends, slot, side="right"))
+        place = position // MIX_BLOCK * self.counts[part] + slot - (int(self._ends[part]) - self.counts[part])
+        return self._starts[part] + self.streams[part].index_at(place)
+
+    def indices_at(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """Tiles at positions (m,)."""
+        positions = np.asarray(positions, dtype=np.int64)
+        slots = self._blocks.indices_at(positions)  # (m,)
+        parts = np.searchsorted(self._ends, slots, side="right")  # (m,)
+        tiles = np.empty_like(slots)
+        for part, (count, end) in enumerate(zip(self.counts, self._ends, strict=True)):
+            here = parts == part
+            places = positions[here] // MIX_BLOCK * count + slots[here] - (end - count)
+            tiles[here] = self._starts[part] + self.streams[part].indices_at(places)
+        return tiles
+
+
+def apportion(weights: Sequence[float], total: int) -> list[int]:
+    """Whole numbers (at least 1, sum `total`) in proportion to positive weights, by largest remainders.
+
+    Raises:
+        ValueError: more weights than `total`.
+    """
+    if len(weights) > total:
+        raise ValueError(f"{len(weights)} weights cannot share {total}")
+    scale = max(weights)  # a sum of large weights may overflow
+    shares = np.array([weight / scale for weight in weights])
+    exact = shares / shares.sum() * total
+    counts = np.floor(exact).astype(int)
+    missing = total - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    for place in np.flatnonzero(counts == 0):
+        counts[np.argmax(counts)] -= 1
+        counts[place] = 1
+    return [int(count) for count in counts]
 
 
 class RankBatchSampler:

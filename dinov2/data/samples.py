@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from PIL import Image
 from torch import Tensor
 
 from dinov2.data.crop_params import CropParams, draw_crops, draw_jpeg_quality
 from dinov2.data.datasets import TileDataset
 from dinov2.data.errors import BadTileError
-from dinov2.data.samplers import ShuffledStream
+from dinov2.data.samplers import make_stream
 from dinov2.data.seeding import derive_seed, sample_seed, torch_seed
-from dinov2.data.tiles import as_tensor, recompress
+from dinov2.data.tiles import recompress
 from dinov2.utils.schema import CropsSection
 
 MAX_REPLACEMENTS = 32
@@ -47,20 +46,19 @@ class SampleStream:
         self.dataset = dataset
         self.crops = crops
         self.seed = seed
-        self.order = ShuffledStream(len(dataset), seed)
+        self.order = make_stream(dataset, seed)
 
     def __getitem__(self, position: int) -> Sample:
-        index, image, bad = self._readable_tile(position)
+        index, tile, bad = self._readable_tile(position)
         path = self.dataset.path(index)
-        if image is None:
+        if tile is None:
             return Sample(position, path, None, [], bad)
-        tile = as_tensor(image)
         with torch_seed(sample_seed(self.seed, position)):
             crops = draw_crops(self.crops, tile.shape[-2], tile.shape[-1])
             quality = draw_jpeg_quality(self.crops)
         return Sample(position, path, tile if quality is None else recompress(tile, quality), crops, bad)
 
-    def _readable_tile(self, position: int) -> tuple[int, Image.Image | Tensor | None, list[tuple[str, str]]]:
+    def _readable_tile(self, position: int) -> tuple[int, Tensor | None, list[tuple[str, str]]]:
         """Index and image of the tile at a position or of its replacement, and the failures before it."""
         bad: list[tuple[str, str]] = []
         index = self.order.index_at(position)

@@ -1,7 +1,9 @@
 """Nothing is lost or repeated within an epoch, and the ranks tile the global batch."""
 
+import sys
 from itertools import islice
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +24,48 @@ def test_positions_mean_the_same_in_any_order(n: int, seed: int, positions: list
     stream = ShuffledStream(n, seed)
     visited = {position: stream.index_at(position) for position in positions}
     assert all(ShuffledStream(n, seed).index_at(position) == index for position, index in visited.items())
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n=st.integers(1, 2000),
+    seed=st.integers(0, 2**63),
+    positions=st.lists(st.integers(0, 10**12), max_size=30),
+)
+def test_many_positions_at_once(n: int, seed: int, positions: list[int]) -> None:
+    stream = ShuffledStream(n, seed)
+    assert stream.indices_at(positions).tolist() == [stream.index_at(position) for position in positions]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    n=st.integers(1, 300),
+    seed=st.integers(0, 99),
+    phases=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 9)), min_size=1, max_size=5),
+)
+def test_nothing_is_lost_or_repeated_when_ranks_change(n: int, seed: int, phases: list[tuple[int, int]]) -> None:
+    """A run of several phases with 1 to 12 ranks, each phase resumed at the step where the one before stopped."""
+    seen: list[int] = []
+    step = 0
+    for world_size, steps in phases:
+        samplers = [RankBatchSampler(12, rank, world_size, step) for rank in range(world_size)]
+        streams = [ShuffledStream(n, seed) for _ in range(world_size)]
+        for parts in islice(zip(*samplers, strict=True), steps):
+            for stream, part in zip(streams, parts, strict=True):
+                seen += [stream.index_at(position) for position in part]
+        step += steps
+    for start in range(0, len(seen), n):
+        epoch = seen[start : start + n]
+        assert len(set(epoch)) == len(epoch)
+    counts = np.bincount(seen, minlength=n)
+    assert counts.max(initial=0) - counts.min() <= 1
+
+
+def test_a_stream_of_a_hundred_million_keeps_nothing() -> None:
+    stream = ShuffledStream(100_000_000, 0)
+    tiles = stream.indices_at(np.arange(99_999_000, 100_001_000))
+    assert len(np.unique(tiles[:1000])) == len(np.unique(tiles[1000:])) == 1000
+    assert sum(sys.getsizeof(value) for value in vars(stream).values()) < 1000
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -1,7 +1,23 @@
 """Data sets by string: `make_dataset("Folder:root=TILES")`. Importing this package registers the built-in kinds."""
 
-from dinov2.data.datasets.base import TileDataset
-from dinov2.data.datasets.folder import Folder
+from dinov2.data.datasets.base import EncodedTiles, Mixture, NamedTiles, TileDataset
+from dinov2.data.datasets.folder import Folder, imagenet
+from dinov2.data.datasets.h5 import H5
+from dinov2.data.datasets.mix import Mix
 from dinov2.data.datasets.registry import list_datasets, make_dataset, register_dataset
+from dinov2.data.datasets.tar import Tar
 
-__all__ = ["Folder", "TileDataset", "list_datasets", "make_dataset", "register_dataset"]
+__all__ = [
+    "H5",
+    "EncodedTiles",
+    "Folder",
+    "Mix",
+    "Mixture",
+    "NamedTiles",
+    "Tar",
+    "TileDataset",
+    "imagenet",
+    "list_datasets",
+    "make_dataset",
+    "register_dataset",
+]

@@ -2,7 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
-from PIL import Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
 
 
 @runtime_checkable
@@ -13,8 +15,8 @@ class TileDataset(Protocol):
         """Number of tiles, at least 1."""
         ...
 
-    def decode(self, index: int) -> Image.Image:
-        """Tile `index` as an RGB image of any size.
+    def decode(self, index: int) -> Tensor:
+        """Tile `index` as contiguous uint8 RGB (3, H, W) of any size.
 
         Raises:
             BadTileError: the tile exists in the listing but cannot be decoded.
@@ -24,3 +26,33 @@ class TileDataset(Protocol):
     def path(self, index: int) -> str:
         """Where tile `index` comes from, for messages: a file name, or whatever lets a person find it."""
         ...
+
+
+@runtime_checkable
+class NamedTiles(Protocol):
+    """What a data set offers beyond `TileDataset` so that packed tiles keep their names."""
+
+    def name(self, index: int) -> str:
+        """Name of tile `index` within the data set: relative, with `/` between folders."""
+        ...
+
+
+@runtime_checkable
+class EncodedTiles(NamedTiles, Protocol):
+    """What a data set of image files offers beyond `TileDataset` so that its tiles can be packed as they are."""
+
+    def encoded(self, index: int) -> bytes:
+        """The image file of tile `index`; its suffix is that of `name(index)`.
+
+        Raises:
+            BadTileError: it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class Mixture(Protocol):
+    """A data set that draws from several; its indices count through the parts in order. See `samplers.make_stream`."""
+
+    parts: list[TileDataset]
+    weights: list[float]  # shares of the samples, positive

@@ -1,64 +1,66 @@
-"""A folder tree of image files."""
+"""Folder trees of image files: `Folder`, and ImageNet's layout."""
 
 import os
-from collections.abc import Iterator
 
-from PIL import Image
+from torch import Tensor
 
-from dinov2.data.datasets.decode import decode_file
+from dinov2.data.datasets.base import IMAGE_SUFFIXES
+from dinov2.data.datasets.decode import decode_file, read_file
+from dinov2.data.datasets.file_listing import FileListing
 from dinov2.data.datasets.registry import register_dataset
 from dinov2.data.errors import DatasetError
+from dinov2.utils.suggest import did_you_mean
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SPLITS = ("train", "val", "test")
 
 
 @register_dataset("Folder")
 class Folder:
-    """Every image file below `root`, at any depth, in sorted order; implements `TileDataset`.
+    """Every image file below `root`, at any depth, in sorted order; implements `TileDataset` and `EncodedTiles`.
 
-    Names that start with a dot are skipped. Linked folders are followed, but each real folder is read once, under the
-    first of its names in sorted order, so links that lead back do no harm.
+    See `FileListing` for which files count.
 
     Args:
         root: the folder.
+        refresh: `auto` (default), `always` or `never`: when to list a large folder anew, see `index_cache`.
 
     Raises:
         DatasetError: `root` is missing, is no folder, or holds no image.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(os.path.expanduser(root))
-        if not os.path.isdir(self.root):
-            what = "is not a folder" if os.path.exists(self.root) else "does not exist"
-            raise DatasetError(f"Folder:root={root}: {self.root} {what}")
-        self._names = list(_image_files(self.root, "", set()))
-        if not self._names:
-            raise DatasetError(f"Folder:root={root}: no image below {self.root}; looked for {', '.join(SUFFIXES)}")
+    def __init__(self, root: str, refresh: str = "auto") -> None:
+        self._listing = FileListing("Folder", root, IMAGE_SUFFIXES, refresh)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._listing)
 
     def path(self, index: int) -> str:
         """Absolute file name of tile `index`."""
-        return os.path.join(self.root, self._names[index])
+        return self._listing.path(index)
 
-    def decode(self, index: int) -> Image.Image:
-        """Tile `index` as an RGB image; raises `BadTileError`."""
+    def decode(self, index: int) -> Tensor:
+        """Tile `index` as uint8 (3, H, W); raises `BadTileError`."""
         return decode_file(self.path(index))
 
+    def encoded(self, index: int) -> bytes:
+        """Content of the file of tile `index`; raises `BadTileError`."""
+        return read_file(self.path(index))
 
-def _image_files(root: str, below: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    folder = os.path.join(root, below)
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in seen:
-        return
-    seen.add(identity)
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        name = os.path.join(below, entry.name)
-        if entry.is_dir():
-            yield from _image_files(root, name, seen)
-        elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
-            yield name
+    def name(self, index: int) -> str:
+        """File name of tile `index` relative to the root."""
+        return self._listing.name(index)
+
+
+@register_dataset("ImageNet")
+def imagenet(split: str, root: str, extra: str = "", refresh: str = "auto") -> Folder:
+    """The images of one split of ImageNet, in folders of classes below `train`, `val` or `test` in `root`.
+
+    Labels are not used in pretraining. `extra`, DINOv2's folder of its own listings, is accepted and not needed.
+
+    Raises:
+        DatasetError: an unknown split, or one that is not there.
+    """
+    if split.lower() not in SPLITS:
+        raise DatasetError(f"ImageNet:split={split}{did_you_mean(split, [name.upper() for name in SPLITS])}")
+    del extra
+    return Folder(os.path.join(root, split.lower()), refresh)

@@ -41,7 +41,8 @@ def make_dataset(spec: str) -> TileDataset:
 
     Args:
         spec: e.g. `Folder:root=/data/tiles`. A piece without `=` belongs to the value before it, so values may
-            contain colons.
+            contain colons; the first piece may leave out its key, which then is the first of the kind:
+            `Mix:mixture.yaml`.
 
     Raises:
         DatasetError: unknown kind or key, a missing or repeated key, or whatever the data set itself objects to.
@@ -54,7 +55,7 @@ def make_dataset(spec: str) -> TileDataset:
         )
     factory = _FACTORIES[kind]
     parameters = inspect.signature(factory).parameters
-    arguments = _parse(spec, pieces)
+    arguments = _parse(spec, pieces, next(iter(parameters), ""))
     for key in arguments:
         if key not in parameters:
             raise DatasetError(f"{spec!r}: {kind} has no key {key!r}{did_you_mean(key, list(parameters))}")
@@ -65,7 +66,7 @@ def make_dataset(spec: str) -> TileDataset:
     return factory(**arguments)
 
 
-def _parse(spec: str, pieces: list[str]) -> dict[str, str]:
+def _parse(spec: str, pieces: list[str], first_key: str) -> dict[str, str]:
     arguments: dict[str, str] = {}
     key = ""
     for piece in pieces:
@@ -77,6 +78,9 @@ def _parse(spec: str, pieces: list[str]) -> dict[str, str]:
             arguments[key] = value
         elif key:
             arguments[key] += ":" + piece
+        elif piece and first_key:
+            key = first_key
+            arguments[key] = piece
         else:
             raise DatasetError(f"{spec!r}: {piece!r} is not key=value")
     return arguments

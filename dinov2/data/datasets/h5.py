@@ -1,0 +1,90 @@
+"""Tiles in HDF5 files, one file a slide or section."""
+
+import os
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from dinov2.data.datasets.decode import pixels_to_tensor
+from dinov2.data.datasets.file_listing import FileListing
+from dinov2.data.datasets.h5_index import index_h5, pixels
+from dinov2.data.datasets.handles import OpenFiles
+from dinov2.data.datasets.registry import register_dataset
+from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.index_cache import kept_or_listed
+
+SUFFIXES = (".h5", ".hdf5")
+
+
+@register_dataset("H5")
+class H5:
+    """Every tile of the HDF5 files below a folder; implements `TileDataset` and `NamedTiles`.
+
+    Tiles are uint8 (N, H, W, 3) under `img` or `imgs`.
+
+    A file that is damaged counts as one bad tile where it cannot be opened at all, else its unreadable tiles do.
+
+    Args:
+        root: a folder, searched at any depth, or one file.
+        refresh: `auto` (default), `always` or `never`: when to look into many files anew, see `index_cache`.
+
+    Raises:
+        DatasetError: no such folder, no file, no tile, a file without pixels (coordinates only, for example), or pixels
+            of another shape or type.
+    """
+
+    def __init__(self, root: str, refresh: str = "auto") -> None:
+        path = os.path.abspath(os.path.expanduser(root))
+        if os.path.isfile(path):
+            self._root, self._paths = os.path.dirname(path), [path]
+        else:
+            listing = FileListing("H5", root, SUFFIXES, refresh)
+            real = {os.path.realpath(listing.path(i)): listing.path(i) for i in reversed(range(len(listing)))}
+            self._root, self._paths = listing.root, sorted(real.values())
+        self._table = kept_or_listed(
+            "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)
+        )
+        if not (self._table.columns["counts"] > 0).any():
+            raise DatasetError(
+                f"H5:root={root}: no readable tile in {len(self._paths)} files, such as {self._paths[0]}"
+            )
+        self._files = OpenFiles(_open, h5py.File.close)
+
+    def __len__(self) -> int:
+        return int(self._table.columns["ends"][-1])
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """File and row of tile `index`.
+
+        Raises:
+            IndexError: there is no such tile.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"tile {index} is not in 0 .. {len(self) - 1}")
+        ends = self._table.columns["ends"]
+        number = int(np.searchsorted(ends, index, side="right"))
+        return self._paths[number], index - (int(ends[number - 1]) if number else 0)
+
+    def path(self, index: int) -> str:
+        """`FILE/ROW` of tile `index`."""
+        path, row = self.locate(index)
+        return f"{path}/{row}"
+
+    def name(self, index: int) -> str:
+        """Name of the file of tile `index`, relative to the root and without suffix, and the row."""
+        path, row = self.locate(index)
+        return f"{os.path.splitext(os.path.relpath(path, self._root))[0]}/{row:06d}"
+
+    def decode(self, index: int) -> Tensor:
+        """Tile `index` as uint8 (3, H, W); raises `BadTileError`."""
+        path, row = self.locate(index)
+        try:
+            with self._files.open(path) as file:
+                return pixels_to_tensor(pixels(file, path)[row])
+        except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
+            raise BadTileError(f"{path}/{row}", f"{type(error).__name__}: {error}") from error
+
+
+def _open(path: str) -> h5py.File:
+    return h5py.File(path, "r")

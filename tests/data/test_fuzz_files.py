@@ -1,0 +1,164 @@
+"""Damaged files of every kind go through the loader: it neither crashes nor hangs, and leaves no worker behind."""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
+from dinov2.data.loaders import make_loader
+from dinov2.utils.schema import CropsSection, IbotSection
+
+IMAGES = 40  # damaged image files a round; one in five is good
+KINDS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".webp": "WEBP"}
+
+
+def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Cut, overwrite, repeat or remove a part, or change some bytes, more often near the start, where headers are."""
+    damaged = bytearray(content)
+    place = int(rng.integers(len(content) if rng.random() < 0.5 else min(len(content), 600)))
+    length = int(rng.integers(1, 60))
+    how = rng.integers(5)
+    if how == 0:
+        return content[:place]
+    if how == 1:
+        damaged[place : place + length] = rng.bytes(length)
+    elif how == 2:
+        damaged[place:place] = damaged[place : place + length]
+    elif how == 3:
+        del damaged[place : place + length]
+    else:
+        for where in rng.integers(len(content), size=5):
+            damaged[where] = rng.integers(256)
+    return bytes(damaged)
+
+
+def _encode(tile: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    tile.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _write_images(folder: Path, files: dict[str, bytes], rng: np.random.Generator) -> None:
+    folder.mkdir()
+    for number in range(IMAGES):
+        suffix = list(files)[number % len(files)]
+        content = files[suffix]
+        (folder / f"{number:03d}{suffix}").write_bytes(content if number % 5 == 0 else _mutate(content, rng))
+
+
+def _write_tar(path: Path, files: dict[str, bytes], rng: np.random.Generator) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number, (suffix, content) in enumerate(files.items()):
+            info = tarfile.TarInfo(f"slide/{number}{suffix}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    path.write_bytes(_mutate(buffer.getvalue(), rng))
+
+
+def _write_h5(path: Path, tile: Image.Image, rng: np.random.Generator) -> None:
+    with h5py.File(path, "w", libver=rng.choice(["earliest", "latest"])) as file:
+        options = {"chunks": (1, 48, 48, 3), "compression": "gzip"} if rng.random() < 0.5 else {}
+        file.create_dataset("img", data=np.repeat(np.asarray(tile)[None], 4, 0), **options)
+    path.write_bytes(_mutate(path.read_bytes(), rng))
+
+
+def _decode_some(dataset: TileDataset) -> None:
+    reasons = []
+    for index in {*range(min(len(dataset), 6)), len(dataset) - 1}:
+        try:
+            tile = dataset.decode(index)
+        except BadTileError as error:
+            reasons.append(error.reason)
+        else:
+            assert tile.dtype == torch.uint8
+            assert tile.shape[0] == 3
+    assert all(reasons)
+
+
+def _fuzz(folder: Path, tile: Image.Image, crops: CropsSection, seconds: float) -> int:
+    """Rounds of: a folder of damaged images and containers through a loader of two workers."""
+    files = {suffix: _encode(tile, kind) for suffix, kind in KINDS.items()}
+    rounds, end = 0, time.monotonic() + seconds
+    while not rounds or time.monotonic() < end:
+        rng = np.random.default_rng(rounds)
+        here = folder / str(rounds)
+        _write_images(here, files, rng)
+        parts = [f"Folder:root={here}"]
+        for number in range(10):
+            _write_tar(here / f"{number}.tar", files, rng)
+            _write_h5(here / f"{number}.h5", tile, rng)
+            for spec in (f"Tar:shards={here}/{number}.tar", f"H5:root={here}/{number}.h5"):
+                try:
+                    _decode_some(make_dataset(spec))
+                except DatasetError:
+                    continue
+                parts.append(spec)
+        (here / "mix.yaml").write_text("datasets:\n" + "".join(f"- spec: '{part}'\n  weight: 1\n" for part in parts))
+        loader = make_loader(
+            make_dataset(f"Mix:{here}/mix.yaml"),
+            crops,
+            IbotSection(),
+            patch_size=8,
+            global_batch_size=8,
+            seed=rounds,
+            num_workers=2,
+            max_bad_fraction=1.0,
+        )
+        for batch in islice(loader, 8):
+            assert batch.global_crops.isfinite().all()
+        assert loader.monitor.paths
+        rounds += 1
+    return rounds
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files(
+    tmp_path: Path,
+    random_tile: Callable[..., Image.Image],
+    small_crops: CropsSection,
+    seconds: float,
+) -> None:
+    before = _children()
+    rounds = _fuzz(tmp_path, random_tile(np.random.default_rng(0), 48, 48), small_crops, seconds)
+    assert rounds >= (1 if seconds < 10 else 5)
+    end = time.monotonic() + 10
+    while _children() - before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert _children() <= before
+
+
+def test_nothing_but_damaged_files_stops_the_run(
+    tmp_path: Path, random_tile: Callable[..., Image.Image], small_crops: CropsSection
+) -> None:
+    content = _encode(random_tile(np.random.default_rng(0)), "PNG")
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(content[: 60 + number])
+    loader = make_loader(
+        make_dataset(f"Folder:root={tmp_path}"),
+        small_crops,
+        IbotSection(),
+        patch_size=8,
+        global_batch_size=4,
+        seed=0,
+        num_workers=2,
+    )
+    with pytest.raises(TooManyBadTilesError):
+        next(iter(loader))
