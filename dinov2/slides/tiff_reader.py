@@ -140,8 +140,9 @@ class _Level:
         if offset + count > handle.size:
             raise EOFError(f"it ends at byte {offset + count:,}, the file at {handle.size:,}")
         handle.seek(offset)
+        data = handle.read(count)  # at once: asking the page for its decoder may move the file's position
         options = {"jpegtables": page.jpegtables} if page.compression == 7 else {}
-        array, _, _ = page.decode(handle.read(count), index, **options)  # (1, h, w, samples)
+        array, _, _ = page.decode(data, index, **options)  # (1, h, w, samples)
         return np.asarray(array[0])
 
 
