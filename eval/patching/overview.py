@@ -27,7 +27,7 @@ def draw_overview(
         tissue: its contours.
         coordinates: its patches.
         vis_level: level to draw on; the nearest to a downsample of 64 where it is negative or does not exist.
-        line_thickness: of the contours, level-0 px; at least one px of the picture.
+        line_thickness: of the contours, level-0 px; in the picture at least 1 px and at most 1/300 of its side.
     """
     exists = 0 <= vis_level < len(slide.level_dimensions)
     picture = np.ascontiguousarray(reduced_image(slide, vis_level if exists else level_nearest(slide), MAX_PIXELS))
@@ -38,7 +38,7 @@ def draw_overview(
         first, last = (corner * scale).astype(int).tolist(), ((corner + side) * scale).astype(int).tolist()
         cv2.rectangle(patches, first, last, RED, 1)
     picture = np.asarray(cv2.addWeighted(picture, 0.4, patches, 0.6, 0), dtype=np.uint8)
-    thickness = max(1, int(line_thickness * float(scale.mean())))
+    thickness = max(1, min(int(line_thickness * float(scale.mean())), max(picture.shape) // 300))
     for contour, holes in zip(tissue.contours, tissue.holes, strict=True):
         cv2.drawContours(picture, [(contour * scale).astype(np.int32)], -1, GREEN, thickness)
         cv2.drawContours(picture, [(hole * scale).astype(np.int32) for hole in holes], -1, BLUE, thickness)

@@ -3,5 +3,6 @@
 from dinov2.data.datasets.base import TileDataset
 from dinov2.data.datasets.folder import Folder
 from dinov2.data.datasets.registry import list_datasets, make_dataset, register_dataset
+from dinov2.data.datasets.slides import Slides
 
-__all__ = ["Folder", "TileDataset", "list_datasets", "make_dataset", "register_dataset"]
+__all__ = ["Folder", "Slides", "TileDataset", "list_datasets", "make_dataset", "register_dataset"]
