@@ -9,6 +9,7 @@ an interrupted run resumes at the sample it had not finished.
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +119,9 @@ def _write(path: Path, features: NDArray[np.float32], encoder: Encoder, sample: 
         # For people who look into the file; the program goes by the key alone.
         file.attrs["encoder"] = json.dumps({"name": encoder.name, **encoder.settings})
         file.attrs["sample"] = sample.name
+
+
+if __name__ == "__main__":
+    from eval.embedding.cli import main
+
+    sys.exit(main())

@@ -69,6 +69,12 @@ def read_state(path: Path) -> SlideState | None:
         return None
 
 
+def read_states(out: Path, job: str) -> list[SlideState]:
+    """Return the states of all slides of a job, sorted by name."""
+    found = (read_state(path) for path in sorted((out / "state" / job).glob("*.json")))
+    return [state for state in found if state is not None]
+
+
 def write_state(path: Path, state: SlideState) -> None:
     """Replace a slide's state."""
     write_text(path, json.dumps(dataclasses.asdict(state), indent=1) + "\n")

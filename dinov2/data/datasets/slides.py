@@ -35,8 +35,8 @@ class _Entry:
     geometry: Geometry
 
 
-@register_dataset("Slides")  # type: ignore[type-var]  # the others still return PIL images
-class Slides:
+@register_dataset("Slides")
+class Slides:  # type: ignore[type-var]  # TileDataset is still written for PIL images
     """Patches of the slides of a manifest, in its order; implements `TileDataset`.
 
     Args:
