@@ -9,6 +9,7 @@ from dinov2.slides.reader import SlideReader
 from dinov2.slides.tiff_reader import TIFF_SUFFIXES, TiffReader
 
 OPENSLIDE_SUFFIXES = (".svs", ".svslide", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".dcm", ".czi")
+_MAYBE_TIFF = (".svs", ".scn", ".ndpi", *TIFF_SUFFIXES)
 SLIDE_SUFFIXES = tuple(dict.fromkeys((*OPENSLIDE_SUFFIXES, *TIFF_SUFFIXES, *IMAGE_SUFFIXES)))
 
 
@@ -31,17 +32,25 @@ def open_slide(path: str | Path) -> SlideReader:
     if suffix in IMAGE_SUFFIXES:
         return ImageReader(path)
     try:
-        return OpenSlideReader(path)
+        slide = OpenSlideReader(path)
     except SlideError as refused:
-        if suffix in OPENSLIDE_SUFFIXES and suffix not in (".svs", ".scn", ".ndpi"):  # of these only some are TIFFs
-            raise
-        try:
-            return TiffReader(path)
-        except SlideError as error:
-            said = str(error).removeprefix(f"{path}: ")
-            raise SlideError(
-                f"{refused}; {said}. Is it a slide, and was it copied whole? Compare its size with the original's."
-            ) from error
+        return _by_tifffile(path, refused)
+    if "<OME" not in slide.properties.get("tiff.ImageDescription", ""):
+        return slide
+    slide.close()  # OpenSlide takes an OME-TIFF for a generic one, without its levels and its resolution
+    return TiffReader(path)
+
+
+def _by_tifffile(path: Path, refused: SlideError) -> SlideReader:
+    if path.suffix.lower() not in _MAYBE_TIFF:
+        raise refused
+    try:
+        return TiffReader(path)
+    except SlideError as error:
+        said = str(error).removeprefix(f"{path}: ")
+        raise SlideError(
+            f"{refused}; {said}. Is it a slide, and was it copied whole? Compare its size with the original's."
+        ) from error
 
 
 def slide_name(path: str | Path) -> str:

@@ -42,6 +42,8 @@ class TiffReader:
         except Exception as error:  # a damaged directory raises nearly anything
             raise SlideError(f"{path}: tifffile: {type(error).__name__}: {error}") from error
         try:
+            if not self._file.series:
+                raise SlideError(f"{path}: tifffile: no image in it: its directory lies beyond the end, or is empty")
             series = self._file.series[0]
             self._levels = [_Level(path, level) for level in series.levels]
             self.properties: Mapping[str, str] = _resolution(self._file, series)
