@@ -36,31 +36,34 @@ class Batch:
     error: str = ""
 
 
-class _Batches(Dataset[Batch]):
-    """Batch number -> batch. Batches do not cross slides."""
+@dataclass(frozen=True)
+class _Item:
+    """Patches `start` to `stop` of a source's reading order."""
 
-    def __init__(self, sources: Sequence[PatchSource], batch_size: int, first: int, cache_dir: Path | None) -> None:
+    source: int
+    start: int
+    stop: int
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, sources: Sequence[PatchSource], items: Sequence[_Item], cache_dir: Path | None) -> None:
         self.sources = sources
-        self.items = [
-            (number, start, min(start + batch_size, len(sources[number])))
-            for number in range(first, len(sources))
-            for start in range(0, len(sources[number]), batch_size)
-        ]
+        self.items = items
         self.cache_dir = cache_dir
         self._slides = OpenSlides(limit=2)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, item: int) -> Batch:
-        number, start, stop = self.items[item]
-        source = self.sources[number]
-        indices, last = source.order[start:stop], stop == len(source)
+    def __getitem__(self, number: int) -> Batch:
+        item = self.items[number]
+        source = self.sources[item.source]
+        indices, last = source.order[item.start : item.stop], item.stop == len(source)
         try:
             images = torch.from_numpy(read_patches(source, indices, self._slides, self.cache_dir))
         except Exception as error:  # told to the parent, for which the other slides go on
-            return Batch(number, indices, None, last, str(error) or type(error).__name__)
-        return Batch(number, indices, images, last)
+            return Batch(item.source, indices, None, last, str(error) or type(error).__name__)
+        return Batch(item.source, indices, images, last)
 
 
 def load_batches(
@@ -70,10 +73,10 @@ def load_batches(
     cache_dir: Path | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Yield the batches of all sources in order.
+    """Yield the batches of all sources in order; batches do not cross slides.
 
-    A worker process that dies (for lack of memory, say) makes the slide whose batch was due fail; reading goes on with
-    the next.
+    When a reading process dies (for lack of memory, say), the slide that was due is read once more by itself, since the
+    process may have been ahead of it. If that fails too, the slide is given up, and reading goes on with the next.
 
     Args:
         sources: of at least one patch each.
@@ -82,11 +85,17 @@ def load_batches(
         cache_dir: local folder to which slides are copied before they are read.
         pin_memory: return page-locked memory, from which copies to a GPU are faster.
     """
-    first = 0
-    while first < len(sources):
-        dataset = _Batches(sources, batch_size, first, cache_dir)
+    items = [
+        _Item(number, start, min(start + batch_size, len(source)))
+        for number, source in enumerate(sources)
+        for start in range(0, len(source), batch_size)
+    ]
+    alone = False
+    while items:
+        due = items[0].source
+        chunk = [item for item in items if item.source == due] if alone else items
         loader = DataLoader(
-            dataset,
+            _Batches(sources, chunk, cache_dir),
             batch_size=None,
             num_workers=workers,
             worker_init_fn=init_worker,
@@ -99,14 +108,16 @@ def load_batches(
             for batch in loader:
                 done += 1
                 yield batch
-            return
+            items, alone = items[done:], False
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            number, start, stop = dataset.items[min(done, len(dataset) - 1)]
-            reason = f"a reading process died: {str(error).splitlines()[0]}; fewer --workers need less memory"
-            yield Batch(number, sources[number].order[start:stop], None, True, reason)
-            first = number + 1
+            items = items[done:]
+            if alone:
+                reason = f"a reading process died: {str(error).splitlines()[0]} Fewer --workers need less memory"
+                yield Batch(due, sources[due].order[items[0].start :], None, True, reason)
+                items = [item for item in items if item.source != due]
+            alone = not alone
 
 
 def default_workers() -> int:

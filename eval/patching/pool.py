@@ -83,20 +83,20 @@ def run_tasks(work: Work, tasks: Sequence[Any], workers: int) -> Iterator[Event]
                 except (EOFError, OSError):
                     del busy[ready]
                     process.join()
-                    yield Died(task, _epitaph(process.exitcode))
                     if waiting:
                         start()
+                    yield Died(task, _epitaph(process.exitcode))
                     continue
                 if kind == "advanced":
                     yield Advanced(task, value)
                     continue
                 del busy[ready]
-                yield Finished(task, value) if kind == "finished" else Died(task, value)
                 if waiting:
                     start(process, ready)
                 else:
                     ready.close()  # the process sees the end and goes
                     process.join()
+                yield Finished(task, value) if kind == "finished" else Died(task, value)
     finally:
         for connection, (process, _) in busy.items():
             process.terminate()
