@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dinov2.slides.coordinates import Geometry
 
 CONTOUR_TESTS = ("four_pt", "four_pt_hard", "center", "basic")
-_RASTER = 2048  # px, the longer side of the raster that spares most points the exact test
+_RASTER = 1024  # px, the longer side of the raster that spares most points the exact test
 _BAND = 3  # cells at either side of the outline that are tested exactly
+_MARGIN = _BAND + 2
 
 
 def tissue_grid(
@@ -55,37 +56,45 @@ def tissue_grid(
         candidates = _grid(left, right, top, bottom, stride)
         keep = _in_contour(candidates, contour, side, contour_fn)
         for hole in inner:
-            keep &= point_test(hole, candidates + side / 2) <= 0
+            keep &= PointTest(hole)(candidates + side / 2) <= 0
         parts.append(candidates[keep])
     coords = np.concatenate(parts)
     _, first = np.unique(coords, axis=0, return_index=True)
     return coords[np.sort(first)]
 
 
-def point_test(contour: NDArray[np.int32], points: NDArray[Any]) -> NDArray[np.int8]:
-    """Return for each point (N, 2) whether it lies in (1), on (0) or outside of (-1) a contour (P, 1, 2).
+class PointTest:
+    """Whether points lie in (1), on (0) or outside of (-1) a contour, equal to OpenCV's `pointPolygonTest` for each.
 
-    Equal to OpenCV's `pointPolygonTest` for each; but only points near the outline are tested so, the others are looked
-    up in a raster.
+    Only points near the outline are tested by it; the others are looked up in a raster, which is made once.
+
+    Args:
+        contour: (P, 1, 2) int32.
     """
-    origin = contour.reshape(-1, 2).min(axis=0)
-    extent = contour.reshape(-1, 2).max(axis=0) - origin
-    cell = max(1.0, float(extent.max()) / _RASTER)
-    margin = _BAND + 2
-    drawn = np.round((contour.reshape(-1, 2) - origin) / cell).astype(np.int32) + margin
-    width, height = (np.ceil(extent / cell).astype(int) + 2 * margin + 1).tolist()
-    inside = cv2.fillPoly(np.zeros((height, width), np.uint8), [drawn], 1)
-    band = cv2.polylines(np.zeros((height, width), np.uint8), [drawn], True, 1, thickness=2 * _BAND + 1)
-    cells = np.floor((points - origin) / cell).astype(np.int64) + margin  # (N, 2)
-    within = ((cells >= 0) & (cells < (width, height))).all(axis=1)
-    result = np.full(len(points), -1, dtype=np.int8)
-    x, y = cells[within].T
-    result[within] = 2 * inside[y, x].astype(np.int8) - 1
-    near = np.flatnonzero(within)[band[y, x] > 0]
-    for index in near:
-        point = (float(points[index, 0]), float(points[index, 1]))
-        result[index] = int(np.sign(cv2.pointPolygonTest(contour, point, False)))
-    return result
+
+    def __init__(self, contour: NDArray[np.int32]) -> None:
+        vertices = contour.reshape(-1, 2)
+        self._contour = contour
+        self._origin = vertices.min(axis=0)
+        extent = vertices.max(axis=0) - self._origin
+        self._cell = max(1.0, float(extent.max()) / _RASTER)
+        drawn = np.round((vertices - self._origin) / self._cell).astype(np.int32) + _MARGIN
+        width, height = (np.ceil(extent / self._cell).astype(int) + 2 * _MARGIN + 1).tolist()
+        self._inside = cv2.fillPoly(np.zeros((height, width), np.uint8), [drawn], 1)
+        self._band = cv2.polylines(np.zeros((height, width), np.uint8), [drawn], True, 1, thickness=2 * _BAND + 1)
+
+    def __call__(self, points: NDArray[Any]) -> NDArray[np.int8]:
+        """Test points (N, 2); returns (N,)."""
+        cells = np.floor((points - self._origin) / self._cell).astype(np.int64) + _MARGIN  # (N, 2)
+        height, width = self._inside.shape
+        within = ((cells >= 0) & (cells < (width, height))).all(axis=1)
+        result = np.full(len(points), -1, dtype=np.int8)
+        x, y = cells[within].T
+        result[within] = 2 * self._inside[y, x].astype(np.int8) - 1
+        for index in np.flatnonzero(within)[self._band[y, x] > 0]:
+            point = (float(points[index, 0]), float(points[index, 1]))
+            result[index] = int(np.sign(cv2.pointPolygonTest(self._contour, point, False)))
+        return result
 
 
 def _grid(left: int, right: int, top: int, bottom: int, stride: float) -> NDArray[np.int64]:
@@ -100,13 +109,12 @@ def _grid(left: int, right: int, top: int, bottom: int, stride: float) -> NDArra
 def _in_contour(
     candidates: NDArray[np.int64], contour: NDArray[np.int32], side: int, contour_fn: str
 ) -> NDArray[np.bool_]:
+    test = PointTest(contour)
     if contour_fn == "basic":
-        return point_test(contour, candidates) >= 0
+        return test(candidates) >= 0
     centre = candidates + side // 2
     shift = side // 2 // 2
     if contour_fn == "center" or shift == 0:
-        return point_test(contour, centre) >= 0
-    corners = [
-        point_test(contour, centre + shift * np.array(sign)) >= 0 for sign in ((-1, -1), (1, 1), (1, -1), (-1, 1))
-    ]
+        return test(centre) >= 0
+    corners = [test(centre + shift * np.array(sign)) >= 0 for sign in ((-1, -1), (1, 1), (1, -1), (-1, 1))]
     return np.all(corners, axis=0) if contour_fn == "four_pt_hard" else np.any(corners, axis=0)

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+import cv2
+
 Progress = Callable[[int], None]
 Work = Callable[[Any, Progress], Any]
 
@@ -119,6 +121,7 @@ def _run_here(work: Work, tasks: Sequence[Any]) -> Iterator[Event]:
 def _serve(work: Work, connection: Connection) -> None:
     """Loop of a worker process: until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    cv2.setNumThreads(1)  # the processes are the parallelism
     while True:
         try:
             task = connection.recv()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinov2.slides.coordinates import Geometry
-from eval.patching.grid import CONTOUR_TESTS, point_test, tissue_grid
+from eval.patching.grid import CONTOUR_TESTS, PointTest, tissue_grid
 
 
 def blob(seed: int, radius: int, centre: int = 2000, points: int = 60) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_points_against_opencv(seed, radius, halves) -> None:
     points = np.concatenate([rng.integers(2000 - 2 * radius, 2000 + 2 * radius, (60, 2)), near, contour.reshape(-1, 2)])
     points = points + 0.5 * halves
     expected = [np.sign(cv2.pointPolygonTest(contour, (float(x), float(y)), False)) for x, y in points]
-    np.testing.assert_array_equal(point_test(contour, points), expected)
+    np.testing.assert_array_equal(PointTest(contour)(points), expected)
 
 
 def test_a_fractional_stride_does_not_drift() -> None:
