@@ -6,6 +6,7 @@ death is reported for the task at hand, and another process takes the next one.
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -121,6 +122,7 @@ def _run_here(work: Work, tasks: Sequence[Any]) -> Iterator[Event]:
 def _serve(work: Work, connection: Connection) -> None:
     """Loop of a worker process: until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by which half-written files are removed
     cv2.setNumThreads(1)  # the processes are the parallelism
     while True:
         try:
