@@ -8,7 +8,7 @@ from dinov2.slides.openslide_reader import OpenSlideReader
 from dinov2.slides.reader import SlideReader
 from dinov2.slides.tiff_reader import TIFF_SUFFIXES, TiffReader
 
-OPENSLIDE_SUFFIXES = (".svs", ".svslide", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif", ".dcm", ".czi")
+OPENSLIDE_SUFFIXES = (".svs", ".svslide", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".bif")
 _MAYBE_TIFF = (".svs", ".scn", ".ndpi", *TIFF_SUFFIXES)
 SLIDE_SUFFIXES = tuple(dict.fromkeys((*OPENSLIDE_SUFFIXES, *TIFF_SUFFIXES, *IMAGE_SUFFIXES)))
 

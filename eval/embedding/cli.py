@@ -112,10 +112,12 @@ def chosen_slides(args: argparse.Namespace) -> tuple[list[SlideToEmbed], list[st
         raise EvalError("nothing to embed: give --slides (with --coords or without), --coords or --patches.")
     coords = args.coords
     if coords is None:
-        plan = make_plan(args.slides, chosen_preset(args), mpp=args.mpp, mpp_csv=args.mpp_csv, shard=shard)
+        plan = make_plan(
+            args.slides, chosen_preset(args), mpp=args.mpp, mpp_csv=args.mpp_csv, shard=shard, out=args.out
+        )
         run_patching(plan, patch_options(args, args.out), workers=max(1, args.workers), progress=not args.quiet)
         coords = args.out
-    return from_slides(take_shard(find_slides(args.slides), shard), coords)
+    return from_slides(take_shard(find_slides(args.slides, coords), shard), coords)
 
 
 def report(states: Sequence[SlideState], empty: Sequence[str], out: Path) -> None:

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace, arguments: Sequence[str]) -> list[SlideState]:
         mpp_csv=args.mpp_csv,
         process_list=args.process_list,
         shard=Shard.parse(args.shard) if args.shard else None,
+        out=args.out,
     )
     settings = {"command": shlex.join(["python", "-m", "eval.patches", *arguments]), **options.settings()}
     return run_patching(plan, options, workers=args.workers, progress=not args.quiet, settings=settings)

@@ -68,17 +68,24 @@ def tar_sink(path: Path, name: str) -> Iterator[PixelSink]:
 
 @contextmanager
 def folder_sink(folder: Path) -> Iterator[PixelSink]:
-    """JPEGs `<x>_<y>.jpg` in a folder, which appears whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    for stale in (temporary, folder):
-        if stale.exists():
-            shutil.rmtree(stale)
+    """JPEGs `<x>_<y>.jpg` in a folder that does not exist yet, which appears whole or not at all."""
+    remove_partial(folder)
+    temporary = _partial(folder)
     temporary.mkdir(parents=True)
     try:
         yield _FolderSink(temporary)
         temporary.rename(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_partial(folder)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process has left of a folder of `folder_sink`."""
+    shutil.rmtree(_partial(folder), ignore_errors=True)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
 
 
 def is_blank(pixels: NDArray[np.uint8], white_thresh: float, black_thresh: float) -> bool:

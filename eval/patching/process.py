@@ -1,5 +1,6 @@
 """One slide, from the file to its coordinates: the work of one worker process."""
 
+import glob
 import shutil
 import time
 import traceback
@@ -32,7 +33,7 @@ from eval.patching.grid import tissue_grid
 from eval.patching.local_copy import local_copy
 from eval.patching.options import JOB, PatchOptions, SlideTask
 from eval.patching.overview import draw_overview, write_overview
-from eval.patching.pixels import H5Sink, PixelSink, folder_sink, is_blank, tar_sink
+from eval.patching.pixels import H5Sink, PixelSink, folder_sink, is_blank, remove_partial, tar_sink
 from eval.patching.segmentation import Tissue, segment
 from eval.patching.state import SlideState, fingerprint, job_key, read_state, state_path, write_state
 
@@ -185,5 +186,7 @@ def _remove_outputs(options: PatchOptions, name: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        for stale in path.parent.glob(f".{path.name}.*tmp"):  # of a process that was killed
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
+            if stale.is_file():
+                stale.unlink(missing_ok=True)
+    remove_partial(options.outputs(name)["jpeg"])

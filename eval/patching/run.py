@@ -44,6 +44,7 @@ def make_plan(
     mpp_csv: Path | None = None,
     process_list: Path | None = None,
     shard: Shard | None = None,
+    out: Path | None = None,
 ) -> Plan:
     """Find the slides and settle the parameters of each.
 
@@ -54,11 +55,12 @@ def make_plan(
         mpp_csv: the same for each slide, see `read_mpps`; wins over `mpp`.
         process_list: slides to do and their parameters, see `read_process_list`; a column mpp wins over both.
         shard: the part of the slides to do here.
+        out: output folder; pictures in it are no slides.
 
     Raises:
         EvalError: any of them cannot be used.
     """
-    found = find_slides(places)
+    found = find_slides(places, out)
     slides = {slide_name(path): path for path in found}
     mpps = read_mpps(mpp_csv, slides) if mpp_csv is not None else {}
     listed = read_process_list(process_list, slides, preset) if process_list is not None else None

@@ -32,8 +32,12 @@ class Shard:
         return cls(int(first), int(second))
 
 
-def find_slides(places: Iterable[Path]) -> list[Path]:
+def find_slides(places: Iterable[Path], out: Path | None = None) -> list[Path]:
     """Return the slides in files and folders (at any depth), sorted by name.
+
+    Args:
+        places: slides and folders.
+        out: output folder, whose pictures are no slides where it lies in one of the folders.
 
     Raises:
         EvalError: a place does not exist, a folder has no slide, or two slides have one name.
@@ -42,7 +46,7 @@ def find_slides(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise EvalError(f"--slides {place}: no such file or folder.")
-        here = [place] if place.is_file() else sorted(_slides_below(place))
+        here = [place] if place.is_file() else sorted(_slides_below(place, out))
         if not here:
             raise EvalError(f"--slides {place}: no slide in this folder; looked for {', '.join(SLIDE_SUFFIXES)}.")
         for path in here:
@@ -128,11 +132,13 @@ def parse_mpp(text: str, where: str) -> float:
     return value
 
 
-def _slides_below(folder: Path) -> Iterable[Path]:
+def _slides_below(folder: Path, out: Path | None) -> Iterable[Path]:
+    ours = [] if out is None else [out.resolve() / name for name in ("masks", "tiles")]
     return (
         path
         for path in folder.rglob("*")
         if path.name.lower().endswith(SLIDE_SUFFIXES)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not any(path.resolve().is_relative_to(place) for place in ours)
         and path.is_file()
     )

@@ -10,6 +10,8 @@ from torch import nn
 from eval.encoders import ColorStats, encoder_key, make_encoder
 from eval.errors import EvalError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
 

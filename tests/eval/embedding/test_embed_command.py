@@ -108,6 +108,13 @@ def test_shards_and_their_summary(slides, patched, tmp_path) -> None:
     assert (totals["slides"], totals["done"]) == (3, 3)
 
 
+@pytest.mark.slow
+def test_several_devices_divide_the_slides(patched, tmp_path) -> None:
+    arguments = ("--encoder", "color-stats", "--coords", patched, "--out", tmp_path, "--workers", 0, "--quiet")
+    assert main([*map(str, arguments), "--device", "cpu", "cpu"]) == 0
+    assert set(features(tmp_path)) == {"s0", "s1", "s2"}
+
+
 def test_bad_slides_fail_alone(slides, patched, tmp_path, capsys, write_slide, draw_tissue) -> None:
     write_slide(slides / "s1.tif", draw_tissue((200, 100), [(0, 0, 100, 50)]))  # another slide of the same name
     write_slide(slides / "new.tif", draw_tissue((400, 300), [(20, 20, 200, 200)]))

@@ -112,6 +112,15 @@ def test_the_slide_without_resolution(tmp_path, capsys) -> None:
         assert file["coords"].attrs["level0_magnification"] == 40
 
 
+def test_pictures_in_an_output_folder_among_the_slides_are_no_slides(slides) -> None:
+    for out in (slides / "out", slides):
+        for _ in range(2):
+            assert patches("--slides", slides, "--out", out, "--pixels", "jpeg", *SMALL) == 0
+        assert set(coords(out)) == {"s0", "s1", "s2", "s3"}
+        shutil.rmtree(out / "masks")
+        shutil.rmtree(out / "tiles")
+
+
 def test_a_process_list_chooses_and_sets(slides, tmp_path) -> None:
     table = tmp_path / "list.csv"
     table.write_text("slide_id,process,contour_fn\ns0.tif,1,four_pt_hard\ns1.tif,0,\ns2.tif,1,\n")
@@ -147,11 +156,11 @@ def test_bad_arguments(tmp_path, capsys, arguments, message) -> None:
 
 
 def test_a_killed_worker_is_one_slides_failure(slides, tmp_path) -> None:
-    """Killed while it writes the pixels of some ten thousand small patches."""
+    """Killed while it writes the pixels of some thousand small patches."""
     out = tmp_path / "out"
     shutil.copy(SVS, slides / "a_slow.svs")
     command = [sys.executable, "-m", "eval.patches", "--slides", str(slides), "--out", str(out), "--quiet"]
-    command += ["--pixels", "tar", "h5", "--patch-size", "16", "--set", "a_t=0.05", "mthresh=5"]
+    command += ["--pixels", "tar", "--patch-size", "24", "--set", "a_t=0.05", "mthresh=5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     state = out / "state" / "patches" / "a_slow.json"
     deadline = time.monotonic() + 60
