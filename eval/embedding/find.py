@@ -29,7 +29,8 @@ def from_slides(slides: Sequence[Path], coords: Path) -> tuple[list[SlideToEmbed
         if state is not None and state.status == "empty":
             empty.append(name)
         else:
-            chosen.append(SlideToEmbed(name, path, partial(_with_coordinates, name, path, coords)))
+            failure = state.reason if state is not None and state.status == "failed" else ""
+            chosen.append(SlideToEmbed(name, path, partial(_with_coordinates, name, path, coords, failure)))
     return chosen, empty
 
 
@@ -61,7 +62,9 @@ def _files(folder: Path, option: str) -> list[tuple[str, Path]]:
     return [(path.stem.removesuffix("_patches"), path) for path in files]
 
 
-def _with_coordinates(name: str, path: Path, coords: Path) -> PatchSource:
+def _with_coordinates(name: str, path: Path, coords: Path, failure: str) -> PatchSource:
+    if failure:
+        raise EvalError(f"patching failed: {failure}")
     return slide_source(name, path, find_coordinates(coords, name))
 
 

@@ -137,6 +137,15 @@ def test_bad_slides_fail_alone(slides, patched, tmp_path, capsys, write_slide, d
     assert not (tmp_path / "f" / "pt_files" / "s2.pt").exists()
 
 
+def test_a_slide_that_could_not_be_patched_says_why(tmp_path, capsys, write_slide, draw_tissue) -> None:
+    write_slide(tmp_path / "slides" / "a.tif", draw_tissue((400, 300), [(20, 20, 300, 200)]), mpp=None)
+    arguments = ("--encoder", "color-stats", "--slides", tmp_path / "slides", "--out", tmp_path / "out", *SMALL)
+    assert embed(*arguments, "--workers", 0) == 1
+    assert "failed: a: patching failed: " in capsys.readouterr().err
+    assert embed(*arguments, "--workers", 0, "--mpp", 0.5) == 0
+    assert set(features(tmp_path / "out")) == {"a"}
+
+
 class Broken(ColorStats):
     """An encoder that gives NaN for the slide of a colour it does not like."""
 
