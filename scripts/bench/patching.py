@@ -163,7 +163,8 @@ def measure_growth(pyramids: Sequence[Path], side: int, options: Options, report
 def program(argv: Sequence[str] | None) -> None:
     """Measure what the command line asks for, and print and write the results."""
     parser = make_parser(__doc__ or "", EXAMPLES)
-    parser.add_argument("--slides", type=Path, nargs="*", default=[SVS], help="default: the slide in scripts/data")
+    slides = [SVS, *sorted((ROOT.parent / "shared" / "data" / "slides").glob("tcga*.svs"))]
+    parser.add_argument("--slides", type=Path, nargs="+", default=slides, help="default: the slides there are here")
     parser.add_argument("--size", type=int, default=20_000, help="px of the generated pyramid; default: 20000")
     parser.add_argument("--patch", type=int, default=256, help="px; default: 256")
     parser.add_argument("--most", type=int, default=1000, help="patches at most whose pixels are timed; default: 1000")
