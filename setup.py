@@ -10,6 +10,13 @@ VERSION = next(
     for line in (ROOT / "dinov2" / "__init__.py").read_text().splitlines()
     if line.startswith("__version__")
 )
+SLIDES = [
+    "openslide-python>=1.4",
+    "openslide-bin>=4.0",
+    "tifffile>=2024.1",
+    "imagecodecs>=2024.1",
+    "opencv-python-headless>=4.9",
+]
 EXPORT = ["onnx>=1.17", "onnxscript>=0.3", "onnxruntime>=1.20"]
 
 setup(
@@ -52,9 +59,10 @@ setup(
             "mypy>=1.14",
             "scanpy>=1.10",
             *EXPORT,
+            *SLIDES,
         ],
         "export": EXPORT,
-        "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
+        "slides": SLIDES,
         "xformers": ["xformers>=0.0.30"],
         "mamba": ["mamba-ssm>=2.2", "causal-conv1d>=1.5"],
     },

@@ -4,11 +4,14 @@ A cached file's name is the sha256 of everything that decides its embeddings: th
 normalisation, input size, pooling) and the bytes of the patches file. Names and dates play no part, so a retrained
 checkpoint or a changed patches file never meets an old embedding. Files are written under a temporary name and renamed:
 an interrupted run resumes at the sample it had not finished.
+
+`python -m eval.embed` embeds whole slides; that is `eval.embedding`.
 """
 
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +121,12 @@ def _write(path: Path, features: NDArray[np.float32], encoder: Encoder, sample: 
         # For people who look into the file; the program goes by the key alone.
         file.attrs["encoder"] = json.dumps({"name": encoder.name, **encoder.settings})
         file.attrs["sample"] = sample.name
+
+
+if __name__ == "__main__":
+    try:
+        from eval.embedding.cli import main
+    except ImportError as missing:
+        print(f"error: {missing}. Slides need the extra packages: pip install '.[slides]'", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main())

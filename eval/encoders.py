@@ -6,6 +6,8 @@
 | `random:NAME` | an architecture of `dinov2.models` with fresh weights, e.g. `random:mvhybrid_tiny` |
 | `random:PATH` | a checkpoint's architecture and normalisation with fresh weights |
 | `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm |
+| `torchscript:FILE[,size=PX,mean=R/G/B,std=R/G/B]` | a TorchScript file; ours needs no options |
+| `factory:MODULE:FUNCTION` | what a Python function returns, see `eval.factory_encoder` |
 | `color-stats` | 12 statistics of the pixels: what an encoder must beat to have learnt anything |
 """
 
@@ -21,7 +23,7 @@ from eval.errors import EvalError, nearest
 
 Pooling = Literal["cls", "mean", "cls+mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-KINDS = ("checkpoint", "random", "timm", "color-stats")
+KINDS = ("checkpoint", "random", "timm", "torchscript", "factory", "color-stats")
 
 
 class Encoder(Protocol):
@@ -59,8 +61,8 @@ def make_encoder(spec: str, *, pooling: Pooling = "cls+mean", device: str = "cpu
     kind, _, argument = spec.partition(":")
     if kind not in KINDS or (kind == "color-stats") == bool(argument):
         raise EvalError(
-            f"encoder {spec!r}: not one of checkpoint:PATH, random:NAME, random:PATH, timm:NAME, color-stats. "
-            f"{nearest(kind, KINDS)}"
+            f"encoder {spec!r}: not one of checkpoint:PATH, random:NAME, random:PATH, timm:NAME, torchscript:FILE, "
+            f"factory:MODULE:FUNCTION, color-stats. {nearest(kind, KINDS)}"
         )
     if kind == "color-stats":
         return ColorStats()
@@ -69,6 +71,14 @@ def make_encoder(spec: str, *, pooling: Pooling = "cls+mean", device: str = "cpu
         from eval.timm_encoder import timm_encoder
 
         return timm_encoder(spec, argument, pooling=pooling, device=device, seed=seed)
+    if kind == "torchscript":
+        from eval.torchscript_encoder import torchscript_encoder
+
+        return torchscript_encoder(spec, argument, pooling=pooling, device=device)
+    if kind == "factory":
+        from eval.factory_encoder import factory_encoder
+
+        return factory_encoder(spec, argument, device=device)
     from eval.backbone_encoder import checkpoint_encoder, random_encoder
 
     if kind == "checkpoint":

@@ -5,6 +5,7 @@ from dinov2.data.datasets.folder import Folder, imagenet
 from dinov2.data.datasets.h5 import H5
 from dinov2.data.datasets.mix import Mix
 from dinov2.data.datasets.registry import list_datasets, make_dataset, register_dataset
+from dinov2.data.datasets.slides import Slides
 from dinov2.data.datasets.tar import Tar
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Mix",
     "Mixture",
     "NamedTiles",
+    "Slides",
     "Tar",
     "TileDataset",
     "imagenet",

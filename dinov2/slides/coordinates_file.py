@@ -1,0 +1,126 @@
+"""Coordinate files `<slide>.h5`: dataset `coords` (N, 2) in level-0 px, and attributes that other tools read.
+
+CLAM's feature extraction reads `patch_size` px of `patch_level`, as they are. TRIDENT's reads `patch_size` as the side
+of the patch that comes out, at `target_magnification` of a slide of `level0_magnification`, and resamples. Files of
+patches at a level carry both sets. Files of resampled patches carry no `patch_level`: CLAM stops at its absence instead
+of reading another field of view.
+
+Files written by CLAM and by TRIDENT are read as well.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dinov2.slides.coordinates import Coordinates, Geometry, finest_level_for
+from dinov2.slides.errors import CoordinatesError
+from dinov2.slides.reader import SlideReader
+from dinov2.utils.files import replacing
+
+
+def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: Path) -> dict[str, Any]:
+    """Return the attributes of `coords` in a file in `folder`."""
+    geometry = coordinates.geometry
+    attributes = {
+        "patch_size": geometry.patch_size,
+        "patch_size_level0": geometry.patch_size_level0,
+        "level0_magnification": geometry.level0_magnification,
+        "target_magnification": geometry.target_magnification,
+        "overlap": geometry.overlap,
+        "name": coordinates.name,
+        "savetodir": str(folder),
+        "level0_width": coordinates.size[0],
+        "level0_height": coordinates.size[1],
+        "level0_mpp": geometry.mpp0,
+        "slide": coordinates.slide,
+    }
+    if geometry.native:
+        attributes |= {
+            "patch_level": geometry.level,
+            "downsample": np.array([geometry.level_downsample] * 2),
+            "downsampled_level_dim": np.array(slide.level_dimensions[geometry.level]),
+            "level_dim": np.array(slide.level_dimensions[geometry.level]),
+            "save_path": str(folder),
+        }
+    else:
+        attributes |= {"read_level": geometry.level, "read_downsample": geometry.level_downsample}
+    return attributes
+
+
+def write_coordinates(path: Path, coordinates: Coordinates, slide: SlideReader) -> None:
+    """Write a coordinate file, whole or not at all."""
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        dataset = file.create_dataset("coords", data=coordinates.coords)
+        dataset.attrs.update(coordinate_attributes(coordinates, slide, path.parent))
+
+
+def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinates:
+    """Read a coordinate file of this project, of CLAM or of TRIDENT.
+
+    Args:
+        path: the file.
+        slide: the open slide; needed for files of CLAM and TRIDENT, which do not say all about its levels.
+
+    Raises:
+        CoordinatesError: missing, unreadable, without `coords` or the attributes, or `slide` is needed.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            coords = np.asarray(file["coords"][()], dtype=np.int64).reshape(-1, 2)
+            attributes = dict(file["coords"].attrs)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise CoordinatesError(f"{path}: not a readable coordinate file ({error}). Make it again.") from error
+    try:
+        geometry = _geometry(attributes, slide)
+    except KeyError as error:
+        raise CoordinatesError(
+            f"{path}: the attributes of coords have no {error}; there are {', '.join(sorted(attributes)) or 'none'}. "
+            "A file has patch_size with patch_level (CLAM), or with level0_magnification and target_magnification."
+        ) from error
+    size = (int(attributes.get("level0_width", 0)), int(attributes.get("level0_height", 0)))
+    return Coordinates(str(attributes.get("name", path.stem)), size, coords, geometry, str(attributes.get("slide", "")))
+
+
+def find_coordinates(folder: Path, name: str) -> Path:
+    """Return the coordinate file of a slide in a folder, as this project, CLAM (`patches/`) or TRIDENT name it.
+
+    Raises:
+        CoordinatesError: there is none.
+    """
+    tried = [base / f"{name}{end}.h5" for base in (folder, folder / "patches") for end in ("", "_patches")]
+    for path in tried:
+        if path.is_file():
+            return path
+    raise CoordinatesError(
+        f"no coordinates of slide {name} in {folder}: neither {', '.join(str(p.relative_to(folder)) for p in tried)}. "
+        "Make them: python -m eval.patches."
+    )
+
+
+def _geometry(attributes: Mapping[str, Any], slide: SlideReader | None) -> Geometry:
+    patch_size, overlap = int(attributes["patch_size"]), int(attributes.get("overlap", 0))
+    if "level0_mpp" in attributes:
+        mpp0 = float(attributes["level0_mpp"])
+        if "patch_level" in attributes:
+            scale = float(attributes["downsample"][0])
+            return Geometry(patch_size, overlap, mpp0, scale, int(attributes["patch_level"]), scale, native=True)
+        scale = float(attributes["level0_magnification"]) / float(attributes["target_magnification"])
+        level, read = int(attributes["read_level"]), float(attributes["read_downsample"])
+        return Geometry(patch_size, overlap, mpp0, scale, level, read, native=False)
+    if slide is None:
+        raise CoordinatesError("coordinates of CLAM or TRIDENT can only be read together with their slide.")
+    levels = slide.level_downsamples
+    if "target_magnification" in attributes:
+        power = float(attributes["level0_magnification"])
+        scale = power / float(attributes["target_magnification"])
+        level = finest_level_for(levels, scale * 1.01)
+        native = abs(levels[level] / scale - 1) < 1e-3
+        return Geometry(patch_size, overlap, 10 / power, scale, level, levels[level], native)
+    level = int(attributes["patch_level"])
+    if not 0 <= level < len(levels):
+        raise CoordinatesError(f"{slide.path}: patch_level {level} does not exist; there are {len(levels)} levels.")
+    # CLAM records no pixel size, and reading a level as it is needs none.
+    return Geometry(patch_size, overlap, float("nan"), levels[level], level, levels[level], native=True)

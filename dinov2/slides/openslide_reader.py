@@ -1,0 +1,59 @@
+"""Slides that OpenSlide reads (https://openslide.org/formats): SVS, NDPI, MRXS, SCN, generic tiled TIFF, ..."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2.slides.errors import SlideError
+from dinov2.slides.reader import Size
+
+
+class OpenSlideReader:
+    """Implements `SlideReader` by the library OpenSlide.
+
+    Raises:
+        SlideError: OpenSlide is not installed, or refuses the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import openslide
+        except (ImportError, OSError) as error:
+            raise SlideError(
+                f"{path}: OpenSlide is not installed ({error}); pip install openslide-python openslide-bin"
+            ) from error
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise SlideError(f"{path}: OpenSlide: {error or 'unsupported or missing file'}") from error
+        self._error = openslide.OpenSlideError
+        self.path = path
+        self.level_dimensions: tuple[Size, ...] = self._slide.level_dimensions
+        self.level_downsamples: tuple[float, ...] = self._slide.level_downsamples
+        self.properties: Mapping[str, str] = dict(self._slide.properties)
+        width, height = (self.properties.get(f"openslide.level[0].tile-{side}", "256") for side in ("width", "height"))
+        self.tile_size: Size = (int(width), int(height))
+
+    def read_region(self, location: Size, level: int, size: Size) -> NDArray[np.uint8]:
+        """See `SlideReader.read_region`."""
+        try:
+            image = self._slide.read_region(location, level, size)  # RGBA
+        except self._error as error:
+            raise SlideError(
+                f"{self.path}: level {level}, {size[0]} x {size[1]} px at {location} cannot be decoded: {error}. "
+                "The file is damaged or cut off: copy it again."
+            ) from error
+        return np.asarray(image)[..., :3]  # (H, W, 3); colours outside the slide are 0
+
+    def close(self) -> None:
+        """Free the file."""
+        self._slide.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Slides and patches to embeddings: `python -m eval.embed`."""

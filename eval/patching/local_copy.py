@@ -1,0 +1,60 @@
+"""Copying a slide to a local disk before it is read: network storage bears one long read better than many short."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def local_copy(path: Path, folder: Path | None) -> Iterator[Path]:
+    """Yield the path of a copy of a slide in a local folder, removed afterwards; the path itself without a folder."""
+    if folder is None:
+        yield path
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"slide-{os.getpid()}-", dir=folder) as private:
+        yield _copy(path, Path(private))
+
+
+def shared_copy(path: Path, folder: Path) -> Path:
+    """Return the path of a copy that several processes share: the first makes it, the others wait for it.
+
+    `remove_shared_copy` removes it.
+    """
+    place = _shared_folder(path, folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.with_name(f"{place.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            partial = place.with_name(f"{place.name}.partial")  # of a process that died, if it exists
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _copy(path, partial)
+            partial.rename(place)
+    return place / path.name
+
+
+def remove_shared_copy(path: Path, folder: Path) -> None:
+    """Remove a copy; processes that have it open keep what they have."""
+    place = _shared_folder(path, folder)
+    shutil.rmtree(place, ignore_errors=True)
+    place.with_name(f"{place.name}.lock").unlink(missing_ok=True)
+
+
+def _shared_folder(path: Path, folder: Path) -> Path:
+    return folder / f"slide-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    """Copy a slide; the folder of data that an MRXS slide has under its name goes along."""
+    copy = folder / path.name
+    shutil.copyfile(path, copy)
+    data = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and data.is_dir():
+        shutil.copytree(data, copy.with_suffix(""))
+    return copy

@@ -1,0 +1,97 @@
+"""End-to-end embedding of a slide against the encoder alone: patches a second, reading and writing included.
+
+The encoder alone embeds the same number of patches from memory, batch by batch, with the same calls. At least 0.9 of
+its rate is the aim: reading must keep up with it.
+"""
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import WrongResultError, make_parser, parse, run
+from pyramid import make_pyramid
+from report import Report
+from timing import interleave
+
+from dinov2.slides import Coordinates, open_slide, write_coordinates
+from dinov2.slides.coordinates import geometry_at_level
+from eval.embedding.loader import default_workers
+from eval.embedding.run import EmbedOptions, SlideToEmbed, autocast, embed_slides
+from eval.embedding.sources import slide_source
+from eval.encoders import Encoder, make_encoder
+
+EXAMPLES = """\
+  python scripts/bench/embed.py --json embed.json
+  python scripts/bench/embed.py --device cuda --dtype bf16 --encoder random:mvhybrid --patches 20000 --batch 256
+"""
+
+
+def grid(count: int, size: int, side: int) -> np.ndarray:
+    """Return `count` patches (N, 2) of the tissue in the middle of a pyramid, row by row, again from the first."""
+    places = range(size // 10, size - size // 10 - side, side)
+    corners = [(x, y) for y in places for x in places]
+    return np.array(list(itertools.islice(itertools.cycle(corners), count)), dtype=np.int64)
+
+
+def bare(encoder: Encoder, images: np.ndarray, count: int, device: str, precision: str) -> None:
+    """Embed `count` patches, the same batch again and again."""
+    with autocast(device, precision):
+        for start in range(0, count, len(images)):
+            encoder.embed(images[: min(len(images), count - start)])
+
+
+def end_to_end(encoder: Encoder, slide: Path, coordinates: Path, options: EmbedOptions) -> None:
+    """Read, embed and write one slide, anew each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = EmbedOptions(**{**vars(options), "out": Path(folder)})
+        source = SlideToEmbed("slide", slide, partial(slide_source, "slide", slide, coordinates))
+        (state,) = embed_slides(encoder, [source], job, progress=False)
+        if state.status != "done":
+            raise WrongResultError(state.reason)
+
+
+def program(argv: Sequence[str] | None) -> None:
+    """Measure what the command line asks for, and print and write the results."""
+    parser = make_parser(__doc__ or "", EXAMPLES)
+    parser.add_argument("--encoder", default="random:mvhybrid_tiny", help="default: random:mvhybrid_tiny")
+    parser.add_argument("--patches", type=int, default=512, help="default: 512")
+    parser.add_argument("--batch", type=int, default=64, help="patches a forward pass; default: 64")
+    parser.add_argument("--size", type=int, default=8000, help="px of the generated slide; default: 8000")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="reading processes; default: by cores")
+    args, options = parse(parser, argv, {"patches": 4, "batch": 2, "size": 1500, "workers": 1})
+    precision = "bf16" if options.dtype == torch.bfloat16 else "fp32"
+    encoder = make_encoder(args.encoder, device=args.device)
+    report = Report(options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_pyramid(Path(folder) / "slide.tif", args.size)
+        with open_slide(path) as slide:
+            geometry = geometry_at_level(slide, 0, 256, 0.5)
+            coords = grid(args.patches, args.size, 256)
+            write_coordinates(
+                Path(folder) / "slide.h5", Coordinates("slide", slide.level_dimensions[0], coords, geometry), slide
+            )
+            images = np.stack([slide.read_region((int(x), int(y)), 0, (256, 256)) for x, y in coords[: args.batch]])
+        job = EmbedOptions(Path(folder), args.batch, precision, ("h5", "pt"), args.workers, args.device)
+        calls = {
+            "encoder alone": partial(bare, encoder, images, args.patches, args.device, precision),
+            "end to end": partial(end_to_end, encoder, path, Path(folder) / "slide.h5", job),
+        }
+        # Both are timed by the wall clock: every batch comes back to the CPU.
+        times = interleave(calls, torch.device("cpu"), options.repeats, options.seconds)
+    for name, timing in times.items():
+        rate = args.patches / timing.minimum
+        report.rows.append(
+            {"encoder": args.encoder, "what": name, "patches_s": rate, "workers": args.workers, **timing.columns}
+        )
+    report.ratios["end to end over the encoder alone"] = times["encoder alone"].minimum / times["end to end"].minimum
+    report.save()
+    report.show()
+
+
+if __name__ == "__main__":
+    sys.exit(run(program))

@@ -1,0 +1,118 @@
+"""The data set `Slides`: tiles of several slides in the manifest's order, and rows that cannot be used."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from dinov2.data.datasets import make_dataset
+from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.slides import Coordinates, open_slide, write_coordinates
+from dinov2.slides.coordinates import geometry_at_level, geometry_at_mpp
+
+
+@pytest.fixture
+def folder(tmp_path, write_slide):
+    """Slides a (3 patches), b (none) and c (2, resampled), with coordinates."""
+    rng = np.random.default_rng(0)
+    for name, count in (("a", 3), ("b", 0), ("c", 2)):
+        image = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)
+        path = write_slide(tmp_path / "slides" / f"{name}.tif", image)
+        with open_slide(path) as slide:
+            geometry = geometry_at_mpp(slide, 0.7, 32, 0.5) if name == "c" else geometry_at_level(slide, 0, 32, 0.5)
+            coords = np.stack([np.arange(count) * 40, np.arange(count) * 10], axis=1)
+            write_coordinates(
+                tmp_path / "out" / "patches" / f"{name}.h5", Coordinates(name, (300, 200), coords, geometry), slide
+            )
+    (tmp_path / "slides.csv").write_text("slide\nslides/a.tif\nslides/b.tif\n" + f"{tmp_path}/slides/c.tif\n")
+    return tmp_path
+
+
+def spec(folder, **keys):
+    keys = {"manifest": folder / "slides.csv", "coords": folder / "out"} | keys
+    return "Slides:" + ":".join(f"{key}={value}" for key, value in keys.items())
+
+
+def test_tiles_are_the_slides_pixels(folder) -> None:
+    dataset = make_dataset(spec(folder))
+    assert len(dataset) == 5
+    with open_slide(folder / "slides" / "a.tif") as slide:
+        for i in range(3):
+            tile = dataset.decode(i)
+            assert (tile.dtype, tile.shape) == (torch.uint8, (3, 32, 32))
+            np.testing.assert_array_equal(
+                tile.permute(1, 2, 0).numpy(), slide.read_region((40 * i, 10 * i), 0, (32, 32))
+            )
+    assert dataset.path(2) == f"{folder}/slides/a.tif at (80, 20)"
+    assert dataset.path(3) == f"{folder}/slides/c.tif at (0, 0)"
+    assert dataset.decode(4).shape == (3, 32, 32)
+
+
+def test_few_slides_are_open_at_once_and_none_is_pickled(folder) -> None:
+    dataset = make_dataset(spec(folder, open=1))
+    whole = [dataset.decode(i) for i in range(5)]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert len(again._slides) == 0
+    for i in (4, 0, 3, 1, 2):
+        assert torch.equal(again.decode(i), whole[i])
+        assert len(again._slides) == 1
+
+
+def test_workers_read_the_same(folder) -> None:
+    dataset = make_dataset(spec(folder))
+
+    class Tiles(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return dataset.decode(index)
+
+    here = [dataset.decode(i) for i in range(5)]
+    loaded = torch.utils.data.DataLoader(Tiles(), batch_size=None, num_workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(here, loaded, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("slide\nslides/a.tif\nslides/d.tif\n", r"slides.csv, line 3: slide 'slides/d.tif' does not exist"),
+        ("slide\n\nslides/a.tif\n,\n", r"slide '' does not exist"),
+        ("slide\nslides/other.tif\n", r"line 2: no coordinates of slide other in .*out.*python -m eval.patches"),
+        ("slide\nslides/text.svs\n", r"line 2: .*text.svs: OpenSlide"),
+        ("slide\nslides/b.tif\n", r"none of its 1 slides has a patch"),
+        ("file\nslides/a.tif\n", r"needs a column slide and at least one row; it has file"),
+        ("", r"it has no row"),
+    ],
+)
+def test_unusable_manifests(folder, write_slide, manifest, message) -> None:
+    write_slide(folder / "slides" / "other.tif", np.zeros((64, 64, 3), np.uint8))
+    (folder / "slides" / "text.svs").write_text("no slide")
+    (folder / "out" / "patches" / "text.h5").write_bytes((folder / "out" / "patches" / "a.h5").read_bytes())
+    (folder / "slides.csv").write_text(manifest)
+    with pytest.raises(DatasetError, match=message):
+        make_dataset(spec(folder))
+
+
+def test_coordinates_of_another_slide(folder, write_slide) -> None:
+    write_slide(folder / "slides" / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"line 2: coordinates of a were made for a slide of 300 x 200 px.*64 x 64"):
+        make_dataset(spec(folder))
+
+
+def test_other_bad_values(folder) -> None:
+    with pytest.raises(DatasetError, match=r"nowhere.csv: it cannot be read"):
+        make_dataset(spec(folder, manifest=folder / "nowhere.csv"))
+    with pytest.raises(DatasetError, match=r"is no folder. Make it: python -m eval.patches"):
+        make_dataset(spec(folder, coords=folder / "nowhere"))
+    with pytest.raises(DatasetError, match=r"open=0: it must be a whole number"):
+        make_dataset(spec(folder, open=0))
+
+
+def test_a_slide_that_disappears_is_a_bad_tile(folder) -> None:
+    dataset = make_dataset(spec(folder))
+    (folder / "slides" / "a.tif").unlink()
+    with pytest.raises(BadTileError, match=r"a.tif at \(40, 10\): .*no such file"):
+        dataset.decode(1)
+    assert dataset.decode(3).shape == (3, 32, 32)
