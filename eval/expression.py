@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata
@@ -36,7 +37,7 @@ def read_counts(path: Path, barcodes: Sequence[str]) -> Counts:
         adata = anndata.read_h5ad(path)
     except Exception as error:  # anndata wraps errors of many libraries in types of its own
         raise EvalError(
-            f"{path}: not an h5ad file that anndata {anndata.__version__} can read ({error}). Download it again, or "
+            f"{path}: not an h5ad file that anndata {version('anndata')} can read ({error}). Download it again, or "
             "write it with a version of anndata near this one."
         ) from error
     if adata.X is None:

@@ -42,12 +42,12 @@ def write_map(
     predictions: Mapping[str, NDArray[np.float32]],
     genes: Sequence[int],
 ) -> str:
-    """Write the file and return its name."""
+    """Write the file and return its name; `predictions` are those of `genes`, sample -> (N, K)."""
     arrays: dict[str, NDArray] = {"genes": np.array([task.genes[i] for i in genes])}
     for sample in task.samples:
         arrays[f"{sample.name}/coords"] = _coordinates(sample.patches, len(task.expression[sample.name]))
         arrays[f"{sample.name}/measured"] = task.expression[sample.name][:, genes].astype(np.float32)
-        arrays[f"{sample.name}/predicted"] = predictions[sample.name][:, genes]
+        arrays[f"{sample.name}/predicted"] = predictions[sample.name]
     name = f"{task.name}-{split}-{encoder_key[:12]}.npz"
     with replacing(folder / name) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

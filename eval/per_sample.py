@@ -1,4 +1,4 @@
-"""Scores within each sample, from held-out predictions: the units of bootstrap intervals and paired tests.
+"""Scores within each held-out sample: the units of bootstrap intervals and paired tests.
 
 The correlation of a sample is taken over its own spots and averaged over genes, so that differences between samples in
 the level of expression play no part.
@@ -8,39 +8,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eval.hest_data import Task
-from eval.metrics import correlations
+from eval.metrics import Sums, correlations
 
 
-def sample_scores(task: Task, predictions: Mapping[str, NDArray[np.float32]]) -> list[dict[str, Any]]:
-    """One record a held-out sample: sample, patient, study, n_spots, pcc (null where none is defined), mse.
+def sample_scores(task: Task, held_out: Mapping[str, Sums]) -> list[dict[str, Any]]:
+    """One record a held-out sample: sample, patient, study, n_spots, pcc (null where none is defined), mse (centred).
 
-    Args:
-        task: names and expression.
-        predictions: sample -> (N, G), NaN where no fold holds the spot out or scores the gene.
+    Genes that only some of a sample's spots are scored on, as when each fold has a panel of its own, are left out.
     """
     records = []
-    for name, predicted in predictions.items():
-        rows = ~np.isnan(predicted).all(axis=1)
-        # A panel chosen for each fold leaves NaN where a spot's fold does not score a gene.
-        columns = ~np.isnan(predicted[rows]).any(axis=0)
-        if not rows.any() or not columns.any():
-            continue
-        measured = task.expression[name][rows][:, columns]
-        held_out = predicted[rows][:, columns].astype(np.float64)
-        scores = correlations(measured, held_out)
-        defined = not np.isnan(scores.pcc).all()
+    for name, s in held_out.items():
+        scores = correlations(s)
+        pcc = scores.pcc[(s.n == s.n.max()) & ~np.isnan(scores.pcc)]
         origin = task.origin(name)
         records.append(
             {
                 "sample": name,
                 "patient": origin.patient,
                 "study": origin.study,
-                "n_spots": int(rows.sum()),
-                "pcc": scores.mean() if defined else None,
-                "mse": float(((measured - held_out) ** 2).mean()),
+                "n_spots": int(s.n.max()),
+                "pcc": float(pcc.mean()) if len(pcc) else None,
+                "mse": float(s.sq_error.sum() / s.n.sum()),
             }
         )
     return records

@@ -4,8 +4,8 @@ Source: HEST-1k (arXiv 2406.16192) and the code of its benchmark: log1p counts, 
 intercept with alpha = 100 / (features x genes), Pearson correlation per gene; PCC-10, MAE and MSE as in the MVHybrid
 paper (arXiv 2508.00383). As a ridge without intercept on uncentred targets predicts only the deviation from the mean,
 MAE and MSE mostly measure mean expression there; `mae_centred` and `mse_centred` score the prediction with the training
-mean in it. The spots are read once for the Gram matrices of all parts and once for the predictions; every fold's
-training set is a sum or difference of parts.
+mean in it. The spots are read once for the Gram matrices of all parts of all splits and once a split for the
+predictions; every fold's training set is a sum or difference of parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,26 @@ from tqdm import tqdm
 
 from eval.errors import EvalError
 from eval.folds import PartFold, Split
-from eval.gram import Moments, moments, total
+from eval.gram import Batch, Moments, total
 from eval.heads import Fitted, TrainingSet, fit_head
 from eval.hest_data import Task
-from eval.metrics import Correlations, correlations, mae, mean_std, mse
+from eval.metrics import Correlations, Sums, correlations, errors, mean_std, sums
 from eval.notes import notes
 from eval.per_sample import sample_scores
 from eval.settings import FitSettings
-from eval.spots import Features, Spots, check_features
+from eval.spots import BATCH, Features, Spots, check_features, part_moments
 
 METRICS = ("pcc", "pcc10", "mae", "mse", "mae_centred", "mse_centred")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of an encoder on a split, and its held-out predictions.
+    """Scores of an encoder on a split, and its held-out predictions of some genes.
 
     Attributes:
         record: JSON-able; each of `METRICS` as mean and std (ddof 0) over folds, `folds`, `genes`, `samples`, `notes`.
-        predictions: sample -> (N, G) float32 log1p counts, NaN where no fold holds the spot out or scores the gene.
+        predictions: sample -> (N, K) log1p counts with the training mean in them, for the genes that were asked for;
+            NaN where no fold holds the spot out or scores the gene.
     """
 
     record: dict[str, Any]
@@ -48,18 +49,18 @@ def evaluate(
     features: Features,
     task: Task,
     settings: FitSettings,
-    split: Split | None = None,
     *,
+    keep: Sequence[int] = (),
     device: str = "cpu",
     progress: bool = False,
-) -> Evaluation:
-    """Score embeddings on a split of a task.
+) -> list[Evaluation]:
+    """Score embeddings on every split of a task.
 
     Args:
         features: sample -> (N, D), rows in the order of the sample's patches.
         task: a loaded task.
         settings: the head.
-        split: one of the task's, its first by default.
+        keep: genes whose predictions are returned, as indices.
         device: where Gram matrices and heads are computed.
         progress: show a bar over the folds.
 
@@ -67,30 +68,62 @@ def evaluate(
         EvalError: embeddings that do not fit the task, or a fold without a single gene that can be correlated.
     """
     check_features(features, task)
-    split = split or task.splits[0]
-    spots = Spots(features, task.expression, split.labels)
-    shift = spots.shift()
-    parts = [moments(spots.batches([p]), shift, len(task.genes), device) for p in range(len(split.parts))]
-    whole = total(parts)
-    predictions = {name: np.full(y.shape, np.nan, dtype=np.float32) for name, y in task.expression.items()}
+    parts = part_moments(features, task, task.splits, device)
+    folds = sum(len(split.folds) for split in task.splits)
+    with tqdm(total=folds, desc=f"{task.name}: folds", unit="fold", delay=1, disable=not progress) as bar:
+        return [
+            _evaluate_split(_Split(features, task, settings, split, p, device, bar), keep)
+            for split, p in zip(task.splits, parts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the folds of a split share."""
+
+    features: Features
+    task: Task
+    settings: FitSettings
+    split: Split
+    parts: list[Moments]
+    device: str
+    bar: "tqdm"
+
+    @property
+    def spots(self) -> Spots:
+        return Spots(self.features, self.task.expression, self.split.labels)
+
+
+def _evaluate_split(s: _Split, keep: Sequence[int]) -> Evaluation:
+    task = s.task
+    whole = total(s.parts)
+    centre = (whole.y / whole.n).cpu().numpy()  # (G,) mean of the targets, from which sums are counted
+    kept = {name: np.full((len(y), len(keep)), np.nan, dtype=np.float32) for name, y in task.expression.items()}
+    held_out: dict[str, Sums] = {}
     records, scores = [], []
-    for fold in tqdm(split.folds, desc=f"{task.name} {split.name}", unit="fold", delay=1, disable=not progress):
-        train = _training_set(fold, parts, whole, spots)
-        if train.moments.n < 2:
-            raise EvalError(f"task {task.name}, fold {fold.name}: {train.moments.n} training spot(s); two are needed.")
-        record, score = _score_fold(task, fold, fit_head(train, settings), spots, predictions, device)
-        record |= {"n_train": train.moments.n, "n_features": len(shift)}
-        if split.name != "random":
-            record["held_out"] = split.samples(fold.test)
-            record["patient_in_training"] = patient_in_training(task, split, fold)
+    for fold in s.split.folds:
+        train = _training_set(s, fold, whole)
+        fitted = fit_head(train, s.settings)
+        columns = np.arange(len(task.genes)) if fold.columns is None else np.asarray(fold.columns)
+        by_sample = _predict(s, fold, fitted, columns, centre, keep, kept)
+        for name, sample_sums in by_sample.items():
+            spread = sample_sums.spread(columns, len(task.genes))
+            held_out[name] = held_out[name] + spread if name in held_out else spread
+        record, score = _score(task, fold, columns, list(by_sample.values()))
+        record |= {"n_train": train.moments.n, "n_features": len(whole.x), **fitted.record}
+        if s.split.name != "random":
+            record["held_out"] = s.split.samples(fold.test)
+            record["patient_in_training"] = patient_in_training(task, s.split, fold)
         records.append(record)
         scores.append(score)
+        s.bar.update()
     result: dict[str, Any] = {m: mean_std([record[m] for record in records]) for m in METRICS}
     result["folds"] = records
-    result["genes"] = _gene_summary(task, np.stack(scores))
-    result["samples"] = sample_scores(task, predictions)
-    result["notes"] = notes(task, split, records, settings)
-    return Evaluation(result, predictions)
+    variance = (whole.yy / whole.n).cpu().numpy() - centre**2
+    result["genes"] = _gene_summary(task, np.stack(scores), centre, variance)
+    result["samples"] = sample_scores(task, held_out)
+    result["notes"] = notes(task, s.split, records, s.settings)
+    return Evaluation(result, kept)
 
 
 def patient_in_training(task: Task, split: Split, fold: PartFold) -> bool | None:
@@ -101,47 +134,62 @@ def patient_in_training(task: Task, split: Split, fold: PartFold) -> bool | None
     return not set(train).isdisjoint(test)
 
 
-def _training_set(fold: PartFold, parts: Sequence[Moments], whole: Moments, spots: Spots) -> TrainingSet:
-    groups = [parts[p] for p in fold.train if parts[p].n]
-    held_out = [parts[p] for p in fold.test if parts[p].n]
+def _training_set(s: _Split, fold: PartFold, whole: Moments) -> TrainingSet:
+    groups = [s.parts[p] for p in fold.train if s.parts[p].n]
+    held_out = [s.parts[p] for p in fold.test if s.parts[p].n]
     if not groups or not held_out:
-        raise EvalError(f"fold {fold.name}: no spots to {'train on' if not groups else 'test on'}. Correct the splits.")
-    complement = set(fold.train) | set(fold.test) == set(range(len(parts)))
+        side = "test" if groups else "train"
+        raise EvalError(f"task {s.task.name}, fold {fold.name}: no spots to {side} on. Correct the splits.")
+    complement = set(fold.train) | set(fold.test) == set(range(len(s.parts)))
     # Subtracting is one step instead of many, but loses digits where little is left.
     small = 2 * sum(m.n for m in held_out) <= whole.n
     m = whole - total(held_out) if complement and small else total(groups)
     if fold.columns is not None:
         m, groups = m.targets(fold.columns), [g.targets(fold.columns) for g in groups]
 
-    def gather() -> tuple[NDArray[Any], NDArray[Any]]:
-        X, Y = spots.gather(fold.train)
+    def gather() -> Batch:
+        X, Y = s.spots.gather(fold.train)
         return X, Y if fold.columns is None else Y[:, list(fold.columns)]
 
     return TrainingSet(m, tuple(groups), gather)
 
 
-def _score_fold(
-    task: Task,
+def _predict(
+    s: _Split,
     fold: PartFold,
     fitted: Fitted,
-    spots: Spots,
-    predictions: Mapping[str, NDArray[np.float32]],
-    device: str,
+    columns: NDArray[np.intp],
+    centre: NDArray[np.float64],
+    keep: Sequence[int],
+    kept: Mapping[str, NDArray[np.float32]],
+) -> dict[str, Sums]:
+    """Sums of each held-out sample over the fold's genes; writes predictions of the genes to keep into `kept`."""
+    middle = torch.as_tensor(centre[columns], device=s.device)
+    add = torch.zeros_like(middle) if fitted.has_mean else fitted.target_mean
+    wanted = [(i, int(np.flatnonzero(columns == gene)[0])) for i, gene in enumerate(keep) if gene in columns]
+    found: dict[str, Sums] = {}
+    for name, rows in s.spots.rows(fold.test).items():
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH]
+            X = torch.as_tensor(s.features[name][some], device=s.device).double()  # (B, D)
+            targets = s.task.expression[name][some]
+            Y = torch.as_tensor(targets if fold.columns is None else targets[:, columns], device=s.device)  # (B, G)
+            predicted = fitted.predictor.predict(X) + (add - middle)  # (B, G)
+            batch = sums(Y - middle, predicted, -add)
+            found[name] = found[name] + batch if name in found else batch
+            for i, column in wanted:
+                kept[name][some, i] = (predicted[:, column] + middle[column]).cpu().numpy()
+    return found
+
+
+def _score(
+    task: Task, fold: PartFold, columns: NDArray[np.intp], by_sample: Sequence[Sums]
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """Record of the fold and its correlations over the task's genes, (G,); writes into `predictions`."""
-    columns = np.arange(len(task.genes)) if fold.columns is None else np.asarray(fold.columns)
-    rows = spots.rows(fold.test)
-    X, Y = spots.gather(fold.test)
-    Y = Y if fold.columns is None else Y[:, columns]
-    features = torch.as_tensor(np.asarray(X), device=device).double()
-    predicted = fitted.predictor.predict(features).cpu().numpy()  # (N, G)
-    mean = fitted.target_mean.cpu().numpy()
-    centred = predicted if fitted.has_mean else predicted + mean
-    start = 0
-    for name, index in rows.items():
-        predictions[name][np.ix_(index, columns)] = centred[start : start + len(index)]
-        start += len(index)
-    scores = correlations(Y, predicted)
+    """Record of the fold, and its correlations over the task's genes, (G,)."""
+    together = by_sample[0]
+    for other in by_sample[1:]:
+        together = together + other
+    scores = correlations(together)
     genes = [task.genes[i] for i in columns]
     if np.isnan(scores.pcc).all():
         raise EvalError(
@@ -151,14 +199,10 @@ def _score_fold(
         )
     record = {
         "fold": fold.name,
-        "n_test": len(Y),
-        **fitted.record,
+        "n_test": int(together.n[0]),
         "pcc": scores.mean(),
         "pcc10": scores.top(10),
-        "mae": mae(Y, predicted),
-        "mse": mse(Y, predicted),
-        "mae_centred": mae(Y, centred),
-        "mse_centred": mse(Y, centred),
+        **errors(together),
         "n_excluded_genes": len(scores.excluded),
         "excluded_genes": {genes[i]: reason for i, reason in scores.excluded.items()},
         "gene_pcc": _named(genes, scores),
@@ -172,15 +216,14 @@ def _named(genes: Sequence[str], scores: Correlations) -> dict[str, float]:
     return {g: float(r) for g, r in zip(genes, scores.pcc, strict=True) if not np.isnan(r)}
 
 
-def _gene_summary(task: Task, pcc: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _gene_summary(
+    task: Task, pcc: NDArray[np.float64], mean: NDArray[np.float64], variance: NDArray[np.float64]
+) -> list[dict[str, Any]]:
     """`pcc` is (folds, G) with NaN where a fold excludes the gene; a gene that all exclude has null."""
-    n = sum(len(y) for y in task.expression.values())
-    mean = sum(y.sum(axis=0) for y in task.expression.values()) / n  # (G,)
-    variance = sum(((y - mean) ** 2).sum(axis=0) for y in task.expression.values()) / n
     summary: list[dict[str, Any]] = []
     for i, gene in enumerate(task.genes):
         kept = pcc[~np.isnan(pcc[:, i]), i]
         scores = mean_std(kept.tolist()) if kept.size else None
-        facts = {"mean": float(mean[i]), "variance": float(variance[i])}
+        facts = {"mean": float(mean[i]), "variance": float(max(variance[i], 0.0))}
         summary.append({"gene": gene, "pcc": scores, "n_folds": int(kept.size), **facts})
     return summary

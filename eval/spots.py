@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.errors import EvalError
-from eval.folds import Labels
-from eval.gram import Batch
+from eval.folds import Labels, Split
+from eval.gram import Batch, Moments, moments, total
 from eval.hest_data import Task
 
 Features = Mapping[str, NDArray[np.float32]]
-BATCH = 8192
+BATCH = 2048  # spots whose features and targets stay in a processor's cache while they are summed
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Spots:
 
     def rows(self, parts: Sequence[int]) -> dict[str, NDArray[np.intp]]:
         """Sample -> indices of its spots in these parts; samples without any are left out."""
-        found = {name: np.flatnonzero(np.isin(labels, parts)) for name, labels in self.labels.items()}
+        chosen = np.zeros(1 + max(int(labels.max()) for labels in self.labels.values()), dtype=bool)
+        chosen[list(parts)] = True
+        found = {name: np.flatnonzero(chosen[labels]) for name, labels in self.labels.items()}
         return {name: rows for name, rows in found.items() if len(rows)}
 
     def batches(self, parts: Sequence[int], size: int = BATCH) -> Iterator[Batch]:
-        """Features and targets of the parts' spots, at most about `size` spots together."""
+        """Features and targets of the parts' spots, about `size` spots together."""
         chosen: list[Batch] = []
         for name, rows in self.rows(parts).items():
             for start in range(0, len(rows), size):
@@ -45,10 +47,29 @@ class Spots:
         """Features (N, D) and targets (N, G) of all spots of the parts, sample by sample."""
         return _joined([(self.features[n][r], self.targets[n][r]) for n, r in self.rows(parts).items()])
 
-    def shift(self) -> NDArray[np.float64]:
-        """A typical feature vector, (D,): the mean of the first sample."""
-        first = next(iter(self.features))
-        return np.asarray(self.features[first], dtype=np.float64).mean(axis=0)
+
+def part_moments(features: Features, task: Task, splits: Sequence[Split], device: str = "cpu") -> list[list[Moments]]:
+    """Moments of every part of every split, from one pass over the spots.
+
+    The spots are grouped by all splits together, as by study and tenth; a part is the sum of its groups.
+    """
+    shape = [len(split.parts) for split in splits]
+    codes = {
+        n: np.ravel_multi_index([split.labels[n] for split in splits], shape) for n in task.expression
+    }  # (N,) each
+    used, index = np.unique(np.concatenate(list(codes.values())), return_inverse=True)
+    groups = np.stack(np.unravel_index(used, shape), axis=1)  # (P, S): the part of each split that a group lies in
+    ends = np.cumsum([len(c) for c in codes.values()])
+    labels = dict(zip(codes, np.split(index, ends[:-1]), strict=True))
+    spots = Spots(features, task.expression, labels)
+    first = next(iter(task.expression))
+    shift = np.asarray(features[first], dtype=np.float64).mean(axis=0)
+    found = [moments(spots.batches([g]), shift, len(task.genes), device) for g in range(len(groups))]
+    empty = moments((), shift, len(task.genes), device)
+    return [
+        [total([empty, *(m for m, g in zip(found, groups, strict=True) if g[s] == p)]) for p in range(len(split.parts))]
+        for s, split in enumerate(splits)
+    ]
 
 
 def check_features(features: Features, task: Task) -> None:

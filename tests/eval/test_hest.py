@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.hest import main, run
+from eval.hest import main
+from eval.hest_run import Work, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -40,8 +41,8 @@ def test_our_backbone_end_to_end(bench, tmp_path, capsys):
 
 
 def test_second_run_reuses_embeddings_and_merges(bench, tmp_path):
-    first = run(["color-stats"], bench, ["TOY"], tmp_path / "out", progress=False)
-    again = run(["color-stats"], bench, ["TOY"], tmp_path / "out", progress=False)
+    first = run(["color-stats"], bench, ["TOY"], tmp_path / "out", work=Work(progress=False))
+    again = run(["color-stats"], bench, ["TOY"], tmp_path / "out", work=Work(progress=False))
     assert [r["patches_embedded"] for r in first + again] == [72, 0]
     assert again[0]["folds"] == first[0]["folds"]
 
@@ -90,6 +91,6 @@ def test_help_has_examples():
 @pytest.mark.skipif(importlib.util.find_spec("scanpy") is None, reason="make_hest_bench.py needs scanpy")
 def test_color_stats_on_real_tissue(tmp_path):
     subprocess.run([sys.executable, SHARED / "make_hest_bench.py", tmp_path], check=True, capture_output=True)
-    (row,) = run(["color-stats"], tmp_path, ["HER2ST"], tmp_path / "out", progress=False)
+    (row,) = run(["color-stats"], tmp_path, ["HER2ST"], tmp_path / "out", work=Work(progress=False))
     assert row["pcc"]["mean"] == pytest.approx(0.566, abs=0.005)
     assert [f["patient_in_training"] for f in row["folds"]] == [False, True, True, True, True, True]

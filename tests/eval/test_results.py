@@ -5,7 +5,7 @@ import pytest
 
 from eval.errors import EvalError
 from eval.protocol import METRICS
-from eval.results import check_mergeable, merge, open_results, table, write_results
+from eval.results import check_mergeable, merge, open_results, write_results
 
 SETTINGS = {"protocol": "hest-benchmark", "pca": 256}
 
@@ -16,6 +16,7 @@ def row(encoder="a", task="T", pcc=0.5, **changes):
         "encoder": encoder,
         "task": task,
         "protocol": "hest-benchmark",
+        "split": "given",
         "pooling": "cls+mean",
         "weights_hash": "h",
         "encoder_key": "k",
@@ -70,26 +71,17 @@ def test_a_foreign_file_needs_force(tmp_path, text):
 
 
 def test_other_data_under_the_same_name(tmp_path):
-    check_mergeable([row()], tmp_path, "T", "d")
-    check_mergeable([row()], tmp_path, "U", "e")
+    check_mergeable([row()], tmp_path, "T", "given", "d")
+    check_mergeable([row()], tmp_path, "T", "loso", "e")
+    check_mergeable([row()], tmp_path, "U", "given", "e")
     with pytest.raises(EvalError, match="results for T on other data"):
-        check_mergeable([row()], tmp_path, "T", "e")
+        check_mergeable([row()], tmp_path, "T", "given", "e")
 
 
 def test_retrained_encoder_drops_its_old_rows():
     rows = [row(task="T"), row(task="U"), row("b")]
     merged = merge(rows, row(task="T", encoder_key="new"))
     assert [(r["encoder"], r["task"]) for r in merged] == [("b", "T"), ("a", "T")]
-
-
-def test_table_is_ordered_and_says_each_note_once():
-    rows = [row("low", pcc=0.2, notes=["n1"]), row("high", pcc=0.7, notes=["n1", "n2"])]
-    text = table(rows)
-    lines = text.splitlines()
-    assert lines[0].split()[:3] == ["task", "encoder", "pooling"]
-    assert lines[2].split()[:6] == ["T", "high", "cls+mean", "0.700", "±", "0.100"]
-    assert lines[3].split()[1] == "low"
-    assert lines[4:] == ["note: T: n1.", "note: T: high: n2."]
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
