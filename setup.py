@@ -37,10 +37,12 @@ setup(
         "tqdm>=4.66",
         "pandas>=2.1",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
+        "scipy>=1.15",
         "pyyaml>=6",
         "h5py>=3.10",
         "anndata>=0.10.8",
+        "matplotlib>=3.8",
+        "huggingface_hub>=0.25",
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", *EXPORT],

@@ -27,11 +27,11 @@ def gene_sums(genes: NDArray[np.str_], counts: scipy.sparse.csr_matrix, rows: ND
     chosen = counts[rows].astype(np.float32)
     values = np.expm1(np.log1p(chosen.data))
     seen = np.bincount(chosen.indices[chosen.data > 0], minlength=len(genes))
-    total, squares = (
-        np.bincount(chosen.indices, weights=w.astype(np.float64), minlength=len(genes))
-        for w in (values, values * values)
-    )
-    return GeneSums(genes, len(rows), seen, total, squares)
+
+    def by_gene(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.bincount(chosen.indices, weights.astype(np.float64), len(genes)).astype(np.float64)
+
+    return GeneSums(genes, len(rows), seen, by_gene(values), by_gene(values * values))
 
 
 def pooled(sums: Sequence[GeneSums], genes: NDArray[np.str_]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

@@ -8,7 +8,7 @@ with a mean far from 0 differ.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,12 +44,12 @@ class Moments:
     def targets(self, columns: Sequence[int] | NDArray[np.intp]) -> "Moments":
         """The same spots with a selection of the targets."""
         chosen = torch.as_tensor(np.asarray(columns), device=self.y.device)
-        parts = (self.n, self.shift, self.x, self.y[chosen], self.xx, self.xy[:, chosen], self.yy[chosen], self.peak)
-        return Moments(*parts)
+        return replace(self, y=self.y[chosen], xy=self.xy[:, chosen], yy=self.yy[chosen])
 
     def _combine(self, other: "Moments", sign: int) -> "Moments":
-        sums = [getattr(self, k).add(getattr(other, k), alpha=sign) for k in ("x", "y", "xx", "xy", "yy")]
-        return Moments(self.n + sign * other.n, self.shift, *sums, torch.maximum(self.peak, other.peak))
+        x, y, xx, xy, yy = (getattr(self, k).add(getattr(other, k), alpha=sign) for k in ("x", "y", "xx", "xy", "yy"))
+        peak = torch.maximum(self.peak, other.peak)
+        return Moments(self.n + sign * other.n, self.shift, x, y, xx, xy, yy, peak)
 
 
 Batch = tuple[NDArray[np.floating], NDArray[np.floating]]  # features (B, D), targets (B, G)

@@ -58,24 +58,27 @@ def fit_head(train: TrainingSet, settings: FitSettings) -> Fitted:
     m = train.moments
     target_mean = m.y / max(m.n, 1)
     if settings.head == "pls":
-        linear, components = fit_pls(m, settings.components)
-        record = {"pca_components": None, "alpha": None, "pls_components": components}
+        linear, count = fit_pls(m, settings.components)
+        record: dict[str, Any] = {"pca_components": None, "alpha": None, "pls_components": count}
         return Fitted(linear, target_mean, True, record)
     spectrum = decompose(m, settings.pca)
-    record = {"pca_components": None if settings.pca is None else spectrum.components, "alpha": None}
+    components = None if settings.pca is None else spectrum.components
     if settings.head == "knn":
+        record = {"pca_components": components, "alpha": None}
         return Fitted(Neighbors(spectrum, train.gather(), settings.neighbors), target_mean, True, record)
+    inner: dict[str, Any] = {}
     if settings.head == "ridge-tuned":
-        record["alpha"], record["inner_pcc"] = tune_alpha(train.groups, m, settings.pca)
+        alpha, inner["inner_pcc"] = tune_alpha(train.groups, m, settings.pca)
+    elif settings.alpha is not None:
+        alpha = settings.alpha
     else:
-        features = len(m.x) if settings.pca is None else spectrum.components
-        record["alpha"] = settings.alpha if settings.alpha is not None else published_alpha(features, len(m.y))
+        alpha = published_alpha(components or len(m.x), len(m.y))
     if settings.solver == "lsqr":
-        coefficients = lsqr_coefficients(spectrum, train.gather(), record["alpha"])
+        coefficients = lsqr_coefficients(spectrum, train.gather(), alpha)
     else:
-        coefficients = spectrum.coefficients(record["alpha"])
-    linear = spectrum.linear(coefficients, intercept=settings.intercept)
-    return Fitted(linear, target_mean, settings.intercept, record)
+        coefficients = spectrum.coefficients(alpha)
+    record = {"pca_components": components, "alpha": alpha, **inner}
+    return Fitted(spectrum.linear(coefficients, intercept=settings.intercept), target_mean, settings.intercept, record)
 
 
 def lsqr_coefficients(spectrum: Spectrum, spots: Batch, alpha: float) -> Tensor:

@@ -27,7 +27,7 @@ def find_leaks(task: Task, split: Split) -> list[Leak]:
     if task.panel.get("source") == "all":
         leaks.append(Leak("genes", "the gene panel was chosen over all samples, held-out ones included"))
     if split.name == "random":
-        text = "random split: spots of one slide are on both sides of a fold, so that scores say nothing of new slides"
+        text = "spots of one slide are on both sides of a fold, so that scores say nothing of new slides"
         return [*leaks, Leak("random split", text, refused=False)]
     for patient, studies in patients_in_two_studies(task.origins).items():
         leaks.append(

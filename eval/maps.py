@@ -6,6 +6,7 @@ For each sample `<name>/coords` (N, 2), `<name>/measured` (N, K) and `<name>/pre
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def write_map(
     genes: Sequence[int],
 ) -> str:
     """Write the file and return its name; `predictions` are those of `genes`, sample -> (N, K)."""
-    arrays: dict[str, NDArray] = {"genes": np.array([task.genes[i] for i in genes])}
+    arrays: dict[str, Any] = {"genes": np.array([task.genes[i] for i in genes])}
     for sample in task.samples:
         arrays[f"{sample.name}/coords"] = _coordinates(sample.patches, len(task.expression[sample.name]))
         arrays[f"{sample.name}/measured"] = task.expression[sample.name][:, genes].astype(np.float32)

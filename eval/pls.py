@@ -6,6 +6,7 @@ predictions it equals.
 """
 
 import torch
+from torch import Tensor
 
 from eval.errors import EvalError
 from eval.gram import Moments
@@ -29,7 +30,9 @@ def fit_pls(m: Moments, components: int) -> tuple[Linear, int]:
     XX = (m.xx - m.n * torch.outer(mean, mean)) * torch.outer(inverse, inverse)  # (D, D)
     XY = (m.xy - torch.outer(mean, m.y)) * inverse[:, None] / scale_y  # (D, G)
     floor = NULL_VARIANCE * torch.linalg.matrix_norm(XY)
-    R, P, Q = [], [], []
+    R: list[Tensor] = []  # weights, in the features
+    P: list[Tensor] = []  # loadings of the features
+    Q: list[Tensor] = []  # loadings of the targets
     for _ in range(min(components, len(XX), m.n - 1)):
         # The dominant left singular vector of X^T Y, by way of the smaller of its two Gram matrices.
         w = (

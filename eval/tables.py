@@ -41,7 +41,7 @@ def drops(rows: Sequence[Row]) -> list[Row]:
 
 def ordered(rows: Sequence[Row]) -> list[Row]:
     """By task; within it encoders by their best PCC, and each encoder's random row before its LOSO row."""
-    best = {}
+    best: dict[tuple[str, str], float] = {}
     for r in rows:
         key = (r["task"], r["encoder"])
         best[key] = max(best.get(key, -2.0), r["pcc"]["mean"])

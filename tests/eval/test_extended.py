@@ -135,7 +135,7 @@ def test_strict_refuses_a_panel_that_has_seen_the_test_samples(made):
         guard([load(made)], strict=True)
     warnings = guard([load(made, replace(SMALL, genes_from="train"))], strict=True)
     assert len(warnings) == 1
-    assert "random split" in warnings[0]
+    assert warnings[0].startswith("SYNTH, random: spots of one slide")
 
 
 def test_a_patient_of_two_studies_is_found(root):
