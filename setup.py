@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["dinov2", "dinov2.*", "eval", "eval.*"]),
-    package_data={"dinov2.ops": ["*.h", "*/*.c"]},
+    package_data={"dinov2.ops": ["*.h", "*/*.c"], "eval": ["results.schema.json"]},
     install_requires=[
         "torch>=2.7",
         "torchvision>=0.22",
@@ -45,7 +45,7 @@ setup(
         "huggingface_hub>=0.25",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", *EXPORT],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", "jsonschema>=4.20", *EXPORT],
         "export": EXPORT,
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
         "xformers": ["xformers>=0.0.30"],

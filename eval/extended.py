@@ -128,9 +128,9 @@ PartSums = dict[tuple[str, int], GeneSums]  # (split, part) -> sums of one sampl
 
 
 def _sums(counts: Counts, splits: tuple[Split, ...], *, per_part: bool) -> PartSums:
-    sample, n = counts.source.stem, counts.matrix.shape[0]
+    sample = counts.source.stem
     if not per_part:
-        return {("", 0): gene_sums(counts.genes, counts.matrix, np.arange(n))}
+        return {("", 0): gene_sums(counts.genes, counts.matrix)}
     found: PartSums = {}
     for split in splits:
         labels: NDArray[np.intp] = split.labels[sample]

@@ -19,19 +19,21 @@ class GeneSums:
     squares: NDArray[np.float64]  # (G,)
 
 
-def gene_sums(genes: NDArray[np.str_], counts: scipy.sparse.csr_matrix, rows: NDArray[np.intp]) -> GeneSums:
-    """Sum the chosen rows of raw counts (N, G).
+def gene_sums(
+    genes: NDArray[np.str_], counts: scipy.sparse.csr_matrix, rows: NDArray[np.intp] | None = None
+) -> GeneSums:
+    """Sum the chosen rows of raw counts (N, G), or all of them.
 
     The values go through float32 log1p and back, as in the published selection, whose order this keeps exactly.
     """
-    chosen = counts[rows].astype(np.float32)
+    chosen = (counts if rows is None else counts[rows]).astype(np.float32)
     values = np.expm1(np.log1p(chosen.data))
     seen = np.bincount(chosen.indices[chosen.data > 0], minlength=len(genes))
 
     def by_gene(weights: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.bincount(chosen.indices, weights.astype(np.float64), len(genes)).astype(np.float64)
 
-    return GeneSums(genes, len(rows), seen, by_gene(values), by_gene(values * values))
+    return GeneSums(genes, chosen.shape[0], seen, by_gene(values), by_gene(values * values))
 
 
 def pooled(sums: Sequence[GeneSums], genes: NDArray[np.str_]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

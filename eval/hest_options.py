@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     if config is None:
         return parser.parse_args(argv)
-    return parser.parse_args([*_as_arguments(parser, config), *argv])
+    return parser.parse_args([*_as_arguments(parser, config, skip="pca" if "--no-pca" in argv else ""), *argv])
 
 
 def fit_settings(args: argparse.Namespace) -> FitSettings:
@@ -135,7 +135,7 @@ def extended_settings(args: argparse.Namespace) -> Extended:
     return Extended(args.split, args.folds, args.fold_seed, rule, args.genes_from, args.genes_file, args.manifest)
 
 
-def _as_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+def _as_arguments(parser: argparse.ArgumentParser, path: Path, skip: str) -> list[str]:
     if not path.is_file():
         raise EvalError(f"--config {path}: no such file.")
     try:
@@ -152,6 +152,8 @@ def _as_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
         name = str(key).replace("-", "_")
         if name not in actions:
             raise EvalError(f"--config {path}: unknown option {key!r}. {nearest(name, actions)}")
+        if name == skip:  # the command line says the opposite
+            continue
         flag = actions[name].option_strings[0]
         if actions[name].nargs == 0:
             if not isinstance(value, bool):

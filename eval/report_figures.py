@@ -105,7 +105,7 @@ def _map(axes: "Axes", coords: NDArray, values: NDArray) -> None:
     # Each panel has its own scale: a prediction is smoother than counts, and its pattern is what is compared.
     known = np.isfinite(values)
     size = float(np.clip(2.2e4 / max(len(coords), 1) / 4, 1.5, 30))
-    axes.scatter(*coords[known].T, c=values[known], s=size, cmap="viridis", lw=0)
+    axes.scatter(coords[known, 0], coords[known, 1], c=values[known], s=size, cmap="viridis", lw=0)
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set_xticks([])

@@ -16,7 +16,7 @@ HER2ST = Path(__file__).resolve().parents[3] / "shared" / "data" / "her2st" / "c
 
 def summed(counts, genes):
     matrix = scipy.sparse.csr_matrix(np.asarray(counts, dtype=np.float32))
-    return gene_sums(np.array(genes, dtype=str), matrix, np.arange(len(counts)))
+    return gene_sums(np.array(genes, dtype=str), matrix)
 
 
 def hest_selection(samples, size):

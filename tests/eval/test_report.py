@@ -94,7 +94,8 @@ def test_report_command(results, tmp_path, capsys):
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to look at the page with")
 def test_a_browser_shows_every_picture(results, tmp_path):
     page = (results / "report.html").read_text()
-    count = "<script>onload = () => {document.title = [...document.images].filter(i => i.naturalWidth > 99).length}</script>"
+    wide = "[...document.images].filter(i => i.naturalWidth > 99).length"
+    count = f"<script>onload = () => {{document.title = {wide}}}</script>"
     (tmp_path / "page.html").write_text(page.replace("</body>", f"{count}</body>"))
     chromium = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     picture = tmp_path / "page.png"
