@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dinov2.run.executor import Resources, deaf_to_ctrl_c, start_jobs
 from dinov2.run.options import minutes
