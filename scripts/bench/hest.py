@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from eval.embed import embed_file, embed_task
-from eval.encoders import make_encoder
+from eval.encoders import POOLINGS, make_encoder
 from eval.folds import Split, loso_split, random_split
 from eval.hest_data import Task, load_task
 from eval.manifest import Origin
@@ -56,6 +56,7 @@ def program(argv: Sequence[str] | None) -> None:
     parser.add_argument("--bench-root", type=Path, help="a folder of tasks, to measure one of them too")
     parser.add_argument("--task", default="HER2ST", help="its name; default: HER2ST")
     parser.add_argument("--encoder", default="random:vit12", help="embeds it; default: random:vit12")
+    parser.add_argument("--pooling", default="cls", choices=POOLINGS, help="of the encoder; default: cls, its width")
     parser.add_argument("--cache", type=Path, help="keep its embeddings there")
     parser.add_argument("--patches", type=int, default=64, help="to embed for the rate; 0: leave it out; default: 64")
     args, options = parse(parser, argv, SMALL)
@@ -64,7 +65,7 @@ def program(argv: Sequence[str] | None) -> None:
     if args.bench_root is not None:
         task = load_task(args.bench_root, args.task)
         with tempfile.TemporaryDirectory() as folder:
-            encoder = make_encoder(args.encoder, device=str(options.device))
+            encoder = make_encoder(args.encoder, pooling=args.pooling, device=str(options.device))
             features = embed_task(encoder, task, args.cache or Path(folder)).features
         measure(report, options, args.task, features, task)
         report.save()
