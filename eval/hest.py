@@ -48,7 +48,7 @@ def run_command(argv: Sequence[str]) -> None:
         ),
     )
     print(terminal(rows))
-    written = [args.out / f"results.{kind}" for kind in ("json", "csv", "md", "tex")]
+    written = [args.out / name for name in ("results.json", "results.csv", "genes.csv", "results.md", "results.tex")]
     if not args.no_report:
         from eval.report import write_report
 

@@ -22,6 +22,7 @@ from eval.folds import PartFold, Split
 from eval.gram import Batch, Moments, total
 from eval.heads import Fitted, TrainingSet, fit_head
 from eval.hest_data import Task
+from eval.leakage import find_leaks
 from eval.metrics import Correlations, Sums, correlations, errors, mean_std, sums
 from eval.notes import notes
 from eval.per_sample import sample_scores
@@ -36,7 +37,8 @@ class Evaluation:
     """Scores of an encoder on a split, and its held-out predictions of some genes.
 
     Attributes:
-        record: JSON-able; each of `METRICS` as mean and std (ddof 0) over folds, `folds`, `genes`, `samples`, `notes`.
+        record: JSON-able; each of `METRICS` as mean and std (ddof 0) over folds, `folds`, `genes`, `samples`,
+            `leaks`, `notes`.
         predictions: sample -> (N, K) log1p counts with the training mean in them, for the genes that were asked for;
             NaN where no fold holds the spot out or scores the gene.
     """
@@ -122,6 +124,7 @@ def _evaluate_split(s: _Split, keep: Sequence[int]) -> Evaluation:
     variance = (whole.yy / whole.n).cpu().numpy() - centre**2
     result["genes"] = _gene_summary(task, np.stack(scores), centre, variance)
     result["samples"] = sample_scores(task, held_out)
+    result["leaks"] = [{"kind": leak.kind, "text": leak.text} for leak in find_leaks(task, s.split)]
     result["notes"] = notes(task, s.split, records, s.settings)
     return Evaluation(result, kept)
 

@@ -28,7 +28,9 @@ h3 { font-size: 1.05rem; margin-bottom: .3rem; } p.about { color: #555; margin-t
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13.5px; }
 th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td.best { font-weight: 700; }
-tr.drop td { color: #777; } img { max-width: 100%; height: auto; } code { font-size: 12.5px; overflow-wrap: anywhere; }
+tr.drop td { color: #777; }
+td.name { white-space: normal; overflow-wrap: anywhere; max-width: 15em; }
+img { max-width: 100%; height: auto; } code { font-size: 12.5px; overflow-wrap: anywhere; }
 li { margin: .2rem 0; } summary { cursor: pointer; margin: .6rem 0; }
 """
 
@@ -117,7 +119,7 @@ def _leaderboard(rows: Sequence[Row]) -> str:
             f"{row[m]['mean']:.3f} ± {row[m]['std']:.3f}</td>"
             for m in HEADINGS
         )
-        start = f"<td>{_text(row['encoder'])}</td><td>{SPLIT_NAMES[row['split']]}</td>"
+        start = f"<td class='name'>{_text(row['encoder'])}</td><td>{SPLIT_NAMES[row['split']]}</td>"
         lines.append(f"<tr>{start}<td class='number'>{_units(row)}</td>{cells}</tr>")
         if row["split"] == "loso" and row["encoder"] in dropped:
             changes = [dropped[row["encoder"]][m] for m in HEADINGS]

@@ -53,7 +53,7 @@ def against_expression(rows: Sequence[Row]) -> str:
         axes.axhline(0, color=GREY, lw=0.8)
         if panel == 0:
             axes.set_ylabel(f"PCC ({SPLIT_NAMES[rows[0]['split']]})")
-            axes.legend(fontsize=8, frameon=False)
+            figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return _svg(figure)
 
 
@@ -141,7 +141,7 @@ def _label(row: Row) -> str:
     return name if row["split"] == "given" else f"{name} ({row['split']})"
 
 
-def _short(name: str, most: int = 34) -> str:
+def _short(name: str, most: int = 40) -> str:
     """The end of a long name, which tells encoders of one folder apart."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 

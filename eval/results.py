@@ -1,4 +1,5 @@
-"""Result files: `results.json` (everything), `results.csv` (a row an encoder, task and split), `results.md`, `.tex`.
+"""Result files: `results.json` (everything), `results.csv` (a row an encoder, task and split), `genes.csv` (a
+row a gene of those), and the paper's tables as `results.md` and `results.tex`.
 
 `results.schema.json` beside this module describes `results.json`. Rule for a folder that already holds results: of the
 same settings, rows are merged (the same encoder, task and split is replaced, the rest stays); of other settings, task
@@ -107,7 +108,7 @@ def merge(rows: list[Row], new: Row) -> list[Row]:
 
 
 def write_results(out: Path, rows: list[Row], settings: dict[str, Any], run: dict[str, Any]) -> None:
-    """Write results.json, results.csv, results.md and results.tex.
+    """Write results.json, results.csv, genes.csv, results.md and results.tex.
 
     Args:
         out: folder, made if absent.
@@ -125,6 +126,7 @@ def write_results(out: Path, rows: list[Row], settings: dict[str, Any], run: dic
     content = {"schema": SCHEMA_VERSION, "meta": meta, "results": rows, "drops": drops(rows)}
     write_text(out / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(out / "results.csv", _csv(rows))
+    write_text(out / "genes.csv", _gene_csv(rows))
     write_text(out / "results.md", markdown(rows))
     write_text(out / "results.tex", latex(rows))
 
@@ -149,4 +151,16 @@ def _csv(rows: list[Row]) -> str:
     for row in rows:
         flat = {f"{m}_{part}": row[m][part] for m in METRICS for part in ("mean", "std")}
         writer.writerow({**row, **flat, "n_folds": len(row["folds"]), "n_genes": len(row["genes"])})
+    return buffer.getvalue()
+
+
+def _gene_csv(rows: list[Row]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["encoder", "task", "split", "gene", "mean", "variance", "pcc_mean", "pcc_std", "n_folds"])
+    for row in rows:
+        for gene in row["genes"]:
+            pcc = gene["pcc"] or {"mean": "", "std": ""}
+            facts = [gene[k] for k in ("gene", "mean", "variance")]
+            writer.writerow([row["encoder"], row["task"], row["split"], *facts, *pcc.values(), gene["n_folds"]])
     return buffer.getvalue()

@@ -147,6 +147,10 @@ def test_a_patient_of_two_studies_is_found(root):
     task = load(root, replace(SMALL, genes_from="train", split="loso"))
     kinds = [leak.kind for leak in find_leaks(task, task.splits[0])]
     assert kinds == ["patient in two studies", "patient in training"]
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    assert [leak["kind"] for leak in evaluation.record["leaks"]] == kinds
+    assert any("patient 'P' is both in training and held out" in note for note in evaluation.record["notes"])
     with pytest.raises(EvalError, match="patient 'P' occurs in two studies"):
         guard([task], strict=True)
 

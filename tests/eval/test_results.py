@@ -7,6 +7,7 @@ from eval.errors import EvalError
 from eval.protocol import METRICS
 from eval.results import check_mergeable, merge, open_results, write_results
 
+PCC = {"G1": {"mean": 0.4, "std": 0.2}, "G2": None}
 SETTINGS = {"protocol": "hest-benchmark", "pca": 256}
 
 
@@ -23,7 +24,7 @@ def row(encoder="a", task="T", pcc=0.5, **changes):
         "encoder_settings": {"weights_hash": "h"},
         "data_hash": "d",
         "folds": [{}],
-        "genes": [{}, {}],
+        "genes": [{"gene": g, "mean": 1.0, "variance": 2.0, "pcc": p, "n_folds": 1} for g, p in PCC.items()],
         "notes": [],
     }
     return {**base, **scores, **changes}
@@ -44,6 +45,14 @@ def test_csv_has_one_row_an_encoder_and_task(tmp_path):
         rows = list(csv.DictReader(file))
     assert [r["encoder"] for r in rows] == ["a", "b"]
     assert (rows[1]["pcc_mean"], rows[1]["pcc_std"], rows[1]["n_genes"]) == ("0.25", "0.1", "2")
+
+
+def test_table_of_genes(tmp_path):
+    write_results(tmp_path, [row()], SETTINGS, {})
+    with (tmp_path / "genes.csv").open() as file:
+        genes = list(csv.DictReader(file))
+    assert [g["gene"] for g in genes] == ["G1", "G2"]
+    assert [(g["pcc_mean"], g["pcc_std"]) for g in genes] == [("0.4", "0.2"), ("", "")]
 
 
 def test_meta_block(tmp_path):
