@@ -66,9 +66,8 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
     barcodes = {s.name: read_barcodes(s.patches) for s in samples}
     sizes = {name: len(b) for name, b in barcodes.items()}
     splits = _splits(sizes, origins, settings)
-    bar = tqdm(total=len(samples) * (1 if settings.genes_file else 2), unit="sample", desc=f"{name}: counts")
-    bar.disable = bar.disable or not progress
-    with bar:
+    reads = len(samples) * (1 if settings.genes_file else 2)
+    with tqdm(total=reads, unit="sample", desc=f"{name}: counts", disable=not progress) as bar:
         if settings.genes_file is not None:
             genes = read_panel(settings.genes_file)
         else:

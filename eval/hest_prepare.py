@@ -73,6 +73,7 @@ def write_folds(task: Path, origins: dict[str, Origin], n_genes: int = 50) -> in
     """
     owner = {name: origin.patient or name for name, origin in origins.items()}
     patients = list(dict.fromkeys(owner.values()))
+    shutil.rmtree(task / "splits", ignore_errors=True)  # of an earlier manifest, perhaps with more folds
     if len(patients) < 2:
         return 0
     sums = {}
@@ -112,8 +113,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.mpp > 0 or args.patch_px < 1:
         raise EvalError(f"--mpp {args.mpp:g} --patch-px {args.patch_px}: both must be above 0.")
     origins = read_manifest(args.manifest)
-    with tqdm(unit="patch", desc="cutting") as cutting, tqdm(origins, unit="sample", desc="samples") as names:
-        cutting.disable = cutting.disable or names.disable
+    with tqdm(origins, unit="sample", desc="samples") as names, tqdm(unit="patch", desc="cutting") as cutting:
         found = [
             prepare_sample(args.hest, n, args.out, cut=args.cut, mpp=args.mpp, side=args.patch_px, bar=cutting)
             for n in names

@@ -34,17 +34,12 @@ def fit_pls(m: Moments, components: int) -> tuple[Linear, int]:
     P: list[Tensor] = []  # loadings of the features
     Q: list[Tensor] = []  # loadings of the targets
     for _ in range(min(components, len(XX), m.n - 1)):
-        # The dominant left singular vector of X^T Y, by way of the smaller of its two Gram matrices.
-        w = (
-            torch.linalg.eigh(XY @ XY.T)[1][:, -1]
-            if len(XY) <= XY.shape[1]
-            else XY @ torch.linalg.eigh(XY.T @ XY)[1][:, -1]
-        )
-        if w.norm() <= floor:
+        w, strength = _dominant(XY)
+        if strength <= floor:
             break
-        r = w / w.norm()
+        r = w
         for p, earlier in zip(P, R, strict=True):
-            r = r - (p @ (w / w.norm())) * earlier
+            r = r - (p @ w) * earlier
         t = XX @ r  # (D,)
         norm = r @ t
         if not norm > NULL_VARIANCE * XX.diagonal().sum():
@@ -57,3 +52,12 @@ def fit_pls(m: Moments, components: int) -> tuple[Linear, int]:
     standard = torch.stack(R, 1) @ torch.stack(Q) if R else torch.zeros_like(XY)  # (D, G)
     weights = standard * inverse[:, None] * scale_y
     return Linear(weights, mean_y - (mean + m.shift) @ weights), len(R)
+
+
+def _dominant(XY: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vector of the largest singular value, (D,), and that value; by the smaller of its Gram matrices."""
+    if len(XY) <= XY.shape[1]:
+        values, vectors = torch.linalg.eigh(XY @ XY.T)
+        return vectors[:, -1], values[-1].clamp_min(0).sqrt()
+    w = XY @ torch.linalg.eigh(XY.T @ XY)[1][:, -1]  # (D,)
+    return w / w.norm().clamp_min(torch.finfo(w.dtype).tiny), w.norm()

@@ -22,6 +22,7 @@ from eval.tables import Row, drops, latex, markdown
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "anndata")
 SCHEMA_VERSION = 2
+OURS = ("embeddings", "maps")  # what an interrupted run leaves before its first results
 
 
 def open_results(out: Path, settings: dict[str, Any], *, force: bool = False) -> list[Row]:
@@ -34,7 +35,7 @@ def open_results(out: Path, settings: dict[str, Any], *, force: bool = False) ->
     if force:
         return []
     if not path.is_file():
-        others = sorted(p.name for p in out.iterdir() if p.name != "embeddings") if out.is_dir() else []
+        others = sorted(p.name for p in out.iterdir() if p.name not in OURS) if out.is_dir() else []
         if others:
             raise EvalError(
                 f"{out}: holds other files ({first_few(others)}) and no results.json. Use a new or empty --out, or "

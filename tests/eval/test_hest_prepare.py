@@ -102,7 +102,8 @@ def test_given_patches_are_taken_and_a_second_run_does_nothing(hest, tmp_path):
     assert [os.stat(f).st_mtime_ns for f in files] == before
 
 
-def test_one_patient_gives_no_folds(hest, tmp_path, capsys):
+def test_one_patient_gives_no_folds_and_takes_old_ones_away(hest, tmp_path, capsys):
+    assert main(command(hest, tmp_path / "CRC", "--patch-px", "16", "--n-genes", "5")) == 0
     table = pd.read_csv(hest / "samples.csv").assign(patient="p")
     table.to_csv(hest / "samples.csv", index=False)
     assert main(command(hest, tmp_path / "CRC", "--patch-px", "16")) == 0

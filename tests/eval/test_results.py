@@ -95,6 +95,7 @@ def test_retrained_encoder_drops_its_old_rows():
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "embeddings").mkdir()
+    (tmp_path / "maps").mkdir()
     assert open_results(tmp_path, {}) == []
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(EvalError, match=r"holds other files \(metrics\.jsonl\)"):
