@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.errors import EvalError
+from eval.fold_scores import SplitData, predict_fold, score_fold
 from eval.folds import PartFold, Split
 from eval.gram import Batch, Moments, total
-from eval.heads import Fitted, TrainingSet, fit_head
+from eval.heads import TrainingSet, fit_head
 from eval.hest_data import Task
 from eval.leakage import find_leaks
-from eval.metrics import Correlations, Sums, correlations, errors, mean_std, sums
+from eval.metrics import Sums, mean_std
 from eval.notes import notes
 from eval.per_sample import sample_scores
 from eval.settings import FitSettings
-from eval.spots import BATCH, Features, Spots, check_features, part_moments
+from eval.spots import Features, check_features, part_moments
 
 METRICS = ("pcc", "pcc10", "mae", "mse", "mae_centred", "mse_centred")
 
@@ -74,58 +74,43 @@ def evaluate(
     folds = sum(len(split.folds) for split in task.splits)
     with tqdm(total=folds, desc=f"{task.name}: folds", unit="fold", delay=1, disable=not progress) as bar:
         return [
-            _evaluate_split(_Split(features, task, settings, split, p, device, bar), keep)
+            _evaluate_split(SplitData(features, task, split, device), settings, p, keep, bar)
             for split, p in zip(task.splits, parts, strict=True)
         ]
 
 
-@dataclass(frozen=True)
-class _Split:
-    """What the folds of a split share."""
-
-    features: Features
-    task: Task
-    settings: FitSettings
-    split: Split
-    parts: list[Moments]
-    device: str
-    bar: "tqdm"
-
-    @property
-    def spots(self) -> Spots:
-        return Spots(self.features, self.task.expression, self.split.labels)
-
-
-def _evaluate_split(s: _Split, keep: Sequence[int]) -> Evaluation:
+def _evaluate_split(
+    s: SplitData, settings: FitSettings, parts: Sequence[Moments], keep: Sequence[int], bar: "tqdm"
+) -> Evaluation:
     task = s.task
-    whole = total(s.parts)
+    whole = total(parts)
     centre = (whole.y / whole.n).cpu().numpy()  # (G,) mean of the targets, from which sums are counted
     kept = {name: np.full((len(y), len(keep)), np.nan, dtype=np.float32) for name, y in task.expression.items()}
     held_out: dict[str, Sums] = {}
     records, scores = [], []
     for fold in s.split.folds:
-        train = _training_set(s, fold, whole)
-        fitted = fit_head(train, s.settings)
+        train = _training_set(s, fold, parts, whole)
+        fitted = fit_head(train, settings)
         columns = np.arange(len(task.genes)) if fold.columns is None else np.asarray(fold.columns)
-        by_sample = _predict(s, fold, fitted, columns, centre, keep, kept)
+        by_sample = predict_fold(s, fold, fitted, columns, centre, keep, kept)
         for name, sample_sums in by_sample.items():
             spread = sample_sums.spread(columns, len(task.genes))
             held_out[name] = held_out[name] + spread if name in held_out else spread
-        record, score = _score(task, fold, columns, list(by_sample.values()))
+        record, score = score_fold(task, fold, columns, list(by_sample.values()))
         record |= {"n_train": train.moments.n, "n_features": len(whole.x), **fitted.record}
         if s.split.name != "random":
             record["held_out"] = s.split.samples(fold.test)
             record["patient_in_training"] = patient_in_training(task, s.split, fold)
         records.append(record)
         scores.append(score)
-        s.bar.update()
+        bar.update()
     result: dict[str, Any] = {m: mean_std([record[m] for record in records]) for m in METRICS}
     result["folds"] = records
     variance = (whole.yy / whole.n).cpu().numpy() - centre**2
     result["genes"] = _gene_summary(task, np.stack(scores), centre, variance)
     result["samples"] = sample_scores(task, held_out)
     result["leaks"] = [{"kind": leak.kind, "text": leak.text} for leak in find_leaks(task, s.split)]
-    result["notes"] = notes(task, s.split, records, s.settings)
+    result["notes"] = notes(task, s.split, records, settings)
     return Evaluation(result, kept)
 
 
@@ -137,13 +122,13 @@ def patient_in_training(task: Task, split: Split, fold: PartFold) -> bool | None
     return not set(train).isdisjoint(test)
 
 
-def _training_set(s: _Split, fold: PartFold, whole: Moments) -> TrainingSet:
-    groups = [s.parts[p] for p in fold.train if s.parts[p].n]
-    held_out = [s.parts[p] for p in fold.test if s.parts[p].n]
+def _training_set(s: SplitData, fold: PartFold, parts: Sequence[Moments], whole: Moments) -> TrainingSet:
+    groups = [parts[p] for p in fold.train if parts[p].n]
+    held_out = [parts[p] for p in fold.test if parts[p].n]
     if not groups or not held_out:
         side = "test" if groups else "train"
         raise EvalError(f"task {s.task.name}, fold {fold.name}: no spots to {side} on. Correct the splits.")
-    complement = set(fold.train) | set(fold.test) == set(range(len(s.parts)))
+    complement = set(fold.train) | set(fold.test) == set(range(len(parts)))
     # Subtracting is one step instead of many, but loses digits where little is left.
     small = 2 * sum(m.n for m in held_out) <= whole.n
     m = whole - total(held_out) if complement and small else total(groups)
@@ -155,68 +140,6 @@ def _training_set(s: _Split, fold: PartFold, whole: Moments) -> TrainingSet:
         return X, Y if fold.columns is None else Y[:, list(fold.columns)]
 
     return TrainingSet(m, tuple(groups), gather)
-
-
-def _predict(
-    s: _Split,
-    fold: PartFold,
-    fitted: Fitted,
-    columns: NDArray[np.intp],
-    centre: NDArray[np.float64],
-    keep: Sequence[int],
-    kept: Mapping[str, NDArray[np.float32]],
-) -> dict[str, Sums]:
-    """Sums of each held-out sample over the fold's genes; writes predictions of the genes to keep into `kept`."""
-    middle = torch.as_tensor(centre[columns], device=s.device)
-    add = torch.zeros_like(middle) if fitted.has_mean else fitted.target_mean
-    wanted = [(i, int(np.flatnonzero(columns == gene)[0])) for i, gene in enumerate(keep) if gene in columns]
-    found: dict[str, Sums] = {}
-    for name, rows in s.spots.rows(fold.test).items():
-        for start in range(0, len(rows), BATCH):
-            some = rows[start : start + BATCH]
-            X = torch.as_tensor(s.features[name][some], device=s.device).double()  # (B, D)
-            targets = s.task.expression[name][some]
-            Y = torch.as_tensor(targets if fold.columns is None else targets[:, columns], device=s.device)  # (B, G)
-            predicted = fitted.predictor.predict(X) + (add - middle)  # (B, G)
-            batch = sums(Y - middle, predicted, -add)
-            found[name] = found[name] + batch if name in found else batch
-            for i, column in wanted:
-                kept[name][some, i] = (predicted[:, column] + middle[column]).cpu().numpy()
-    return found
-
-
-def _score(
-    task: Task, fold: PartFold, columns: NDArray[np.intp], by_sample: Sequence[Sums]
-) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """Record of the fold, and its correlations over the task's genes, (G,)."""
-    together = by_sample[0]
-    for other in by_sample[1:]:
-        together = together + other
-    scores = correlations(together)
-    genes = [task.genes[i] for i in columns]
-    if np.isnan(scores.pcc).all():
-        raise EvalError(
-            f"task {task.name}, fold {fold.name}: no gene has a correlation (first of {len(genes)}: "
-            f"{next(iter(scores.excluded.values()))}). An encoder that gives every patch the same "
-            "embedding does this; so does a held-out sample of one spot."
-        )
-    record = {
-        "fold": fold.name,
-        "n_test": int(together.n[0]),
-        "pcc": scores.mean(),
-        "pcc10": scores.top(10),
-        **errors(together),
-        "n_excluded_genes": len(scores.excluded),
-        "excluded_genes": {genes[i]: reason for i, reason in scores.excluded.items()},
-        "gene_pcc": _named(genes, scores),
-    }
-    every = np.full(len(task.genes), np.nan)
-    every[columns] = scores.pcc
-    return record, every
-
-
-def _named(genes: Sequence[str], scores: Correlations) -> dict[str, float]:
-    return {g: float(r) for g, r in zip(genes, scores.pcc, strict=True) if not np.isnan(r)}
 
 
 def _gene_summary(

@@ -7,6 +7,7 @@ prediction and target and the two variances, which are products of the weights w
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,8 @@ from eval.ridge import NULL_VARIANCE, Spectrum, decompose
 SHARES: tuple[float, ...] = tuple(10.0 ** (e / 3) for e in range(-18, 7))
 
 
-def tune_alpha(parts: Sequence[Moments], whole: Moments, pca: int | None) -> tuple[float, dict[float, float]]:
-    """Return the best penalty for `whole`, and the mean correlation of every share of `SHARES`.
+def tune_alpha(parts: Sequence[Moments], whole: Moments, pca: int | None) -> tuple[float, dict[float, float | None]]:
+    """Return the best penalty for `whole`, and the mean correlation of every share of `SHARES`, None where undefined.
 
     Args:
         parts: moments of the groups, two or more, each of two or more spots.
@@ -40,7 +41,8 @@ def tune_alpha(parts: Sequence[Moments], whole: Moments, pca: int | None) -> tup
     if means.isnan().all():
         raise EvalError("head ridge-tuned: no gene has a correlation in any left-out group. Use --head ridge.")
     best = int(means.nan_to_num(-2.0).argmax())
-    return SHARES[best] * whole.n, dict(zip(SHARES, means.tolist(), strict=True))
+    found = [None if np.isnan(r) else float(r) for r in means.tolist()]
+    return SHARES[best] * whole.n, dict(zip(SHARES, found, strict=True))
 
 
 def _scores(spectrum: Spectrum, group: Moments, n_train: int) -> Tensor:
