@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from dinov2.utils.errors import UserError
-from eval.errors import EvalError
+from eval.errors import EvalError, nearest
 from eval.hest_options import extended_settings, fit_settings, parse
 from eval.hest_run import Work, run
 from eval.tables import terminal
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             importlib.import_module(COMMANDS[arguments[0]]).main(arguments[1:])
+        elif arguments and not arguments[0].startswith("-") and arguments[0] != "run":
+            choices = ("run", *COMMANDS)
+            raise EvalError(f"unknown command {arguments[0]!r}. {nearest(arguments[0], choices)}")
         else:
             run_command(arguments[1:] if arguments[:1] == ["run"] else arguments)
     except (UserError, OSError) as error:

@@ -35,6 +35,9 @@ other commands: python -m eval.hest manifest|prepare|download|report|submit --he
 OUT may hold earlier results: with the same settings rows are merged, otherwise it is an error unless --force is given.
 Exit codes: 0 done, 2 something given is wrong.
 """
+EXTENDED_ONLY = (
+    "split", "folds", "fold_seed", "manifest", "genes", "n_genes", "hvg_pool", "genes_from", "genes_file",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,7 +87,9 @@ def _add_protocol(group: "argparse._ArgumentGroup") -> None:
         default="all",
         help="all (default): one panel over all samples, held-out ones included; train: one a fold, without them",
     )
-    group.add_argument("--genes-file", type=Path, metavar="JSON", help="a fixed panel, {'genes': [...]}")
+    group.add_argument(
+        "--genes-file", type=Path, metavar="JSON", help="a fixed panel, {'genes': [...]}; nothing is chosen then"
+    )
 
 
 def _add_head(group: "argparse._ArgumentGroup") -> None:
@@ -110,15 +115,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line over the options of its --config file.
 
     Raises:
-        EvalError: the file is missing, or has a key or a value that the command line would not take.
+        EvalError: the file is missing, or has a key or a value that the command line would not take, or an option of
+            hest-extended is given for the other protocol.
     """
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(argv)[0].config
     parser = build_parser()
-    if config is None:
-        return parser.parse_args(argv)
-    return parser.parse_args([*_as_arguments(parser, config, skip="pca" if "--no-pca" in argv else ""), *argv])
+    options = [] if config is None else _as_arguments(parser, config, skip="pca" if "--no-pca" in argv else "")
+    args = parser.parse_args([*options, *argv])
+    if args.protocol != "hest-extended":
+        for name in EXTENDED_ONLY:
+            if getattr(args, name) != parser.get_default(name):
+                raise EvalError(
+                    f"--{name.replace('_', '-')} {getattr(args, name)}: it belongs to --protocol hest-extended; the "
+                    "benchmark's tasks bring their folds and genes. Add that option, or leave this one out."
+                )
+    return args
 
 
 def fit_settings(args: argparse.Namespace) -> FitSettings:

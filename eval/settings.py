@@ -1,6 +1,6 @@
 """What decides a score besides embeddings and data: the protocol and the head, as one checked record."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from eval.errors import EvalError, nearest
@@ -11,6 +11,13 @@ Solver = Literal["exact", "lsqr"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 HEADS: tuple[HeadName, ...] = get_args(HeadName)
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
+
+USED: dict[HeadName, tuple[str, ...]] = {  # what applies to which head
+    "ridge": ("pca", "alpha", "solver", "intercept"),
+    "ridge-tuned": ("pca", "intercept"),
+    "pls": ("components",),
+    "knn": ("pca", "neighbors"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,16 @@ class FitSettings:
         for name in ("components", "neighbors"):
             if getattr(self, name) < 1:
                 raise EvalError(f"{name} {getattr(self, name)}: it must be 1 or more.")
-        if self.head != "ridge" and (self.alpha is not None or self.solver != "exact"):
-            raise EvalError(
-                f"head {self.head!r} with alpha {self.alpha} and solver {self.solver!r}: both belong to the head "
-                "'ridge'. Leave them out, or use --head ridge."
-            )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("protocol", "head", *USED[self.head]) and value != field.default:
+                heads = ", ".join(head for head, names in USED.items() if field.name in names)
+                raise EvalError(
+                    f"{field.name} {value!r}: the head {self.head!r} has no use for it. Leave it out, or choose the "
+                    f"head it belongs to ({heads})."
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: what applies to the chosen head, and the target that all share."""
-        used = {
-            "ridge": ("pca", "alpha", "solver", "intercept"),
-            "ridge-tuned": ("pca", "intercept"),
-            "pls": ("components",),
-            "knn": ("pca", "neighbors"),
-        }[self.head]
         values = asdict(self)
-        return {k: values[k] for k in ("protocol", "head", *used)} | {"target": "log1p(raw counts)"}
+        return {k: values[k] for k in ("protocol", "head", *USED[self.head])} | {"target": "log1p(raw counts)"}

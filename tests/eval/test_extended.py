@@ -259,3 +259,23 @@ def test_command_line_and_config(made, tmp_path, capsys):
     config.write_text("protocol: hest-extended\nn_gene: 12\n")
     assert main([*base, "--encoder", spec, "--out", str(tmp_path / "b")]) == 2
     assert "unknown option 'n_gene'. Nearest: n_genes" in capsys.readouterr().err
+
+
+def test_one_sample_can_be_split_at_random_only(root):
+    rewrite_manifest(root, lambda t: t[:1])
+    with pytest.raises(EvalError, match="all 1 samples are of one study"):
+        load(root)
+    task = load(root, replace(SMALL, split="random"))
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    assert [s["sample"] for s in evaluation.record["samples"]] == ["S000"]
+
+
+def test_every_head_finds_the_signal(made):
+    task = load(made, replace(SMALL, split="loso"))
+    features = Precomputed(f"precomputed:{made}/SYNTH/embeddings").features(task)
+    scores = {}
+    for head in ("ridge", "ridge-tuned", "pls", "knn"):
+        (evaluation,) = evaluate(features, task, FitSettings("hest-extended", head))
+        scores[head] = evaluation.record["pcc"]["mean"]
+    assert min(scores.values()) > 0.1

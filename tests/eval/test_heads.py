@@ -103,7 +103,8 @@ def test_the_mean_is_what_an_intercept_adds():
         ({"alpha": 0.0}, "above 0"),
         ({"alpha": float("nan")}, "above 0"),
         ({"head": "rigde"}, "Nearest: ridge"),
-        ({"head": "pls", "alpha": 1.0}, "belong to the head 'ridge'"),
+        ({"head": "pls", "alpha": 1.0}, r"'pls' has no use for it.*belongs to \(ridge\)"),
+        ({"components": 3}, r"belongs to \(pls\)"),
         ({"neighbors": 0}, "1 or more"),
     ],
 )

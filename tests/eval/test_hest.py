@@ -63,6 +63,8 @@ def test_other_settings_in_the_folder(bench, tmp_path, capsys):
         (["--encoder", "color-stat"], "Nearest: color-stats"),
         (["--encoder", "color-stats", "--tasks", "TOI"], "Nearest: TOY"),
         (["--encoder", "color-stats", "--alpha", "-1"], "must be above 0"),
+        (["--encoder", "color-stats", "--split", "loso"], "--split loso: it belongs to --protocol hest-extended"),
+        (["--encoder", "color-stats", "--components", "3"], "the head 'ridge' has no use for it"),
         (["--encoder", "color-stats", "--batch-size", "0"], "must be 1 or more"),
     ],
 )
@@ -72,6 +74,11 @@ def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, messa
     assert err.startswith("error: ")
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_command(capsys):
+    assert main(["manifst", "--out", "x"]) == 2
+    assert "unknown command 'manifst'. Nearest: manifest" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint(bench, tmp_path, capsys):
