@@ -45,7 +45,15 @@ setup(
         "huggingface_hub>=0.25",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.14", "scanpy>=1.10", "jsonschema>=4.20", *EXPORT],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "scanpy>=1.10",
+            "jsonschema>=4.20",
+            *EXPORT,
+        ],
         "export": EXPORT,
         "slides": ["openslide-python>=1.4", "openslide-bin>=4.0", "tifffile>=2024.1", "opencv-python-headless>=4.9"],
         "xformers": ["xformers>=0.0.30"],

@@ -93,7 +93,7 @@ def run(
     rows = open_results(out, settings, force=work.force)
     device = find_device(work.device)
     wanted = list(dict.fromkeys(specs))
-    for spec in wanted:  # a mistake in the last one should not show after the first has embedded everything
+    for spec in wanted[1:]:  # a mistake in the last one should not show after the first has embedded everything
         _encoder(spec, pooling, "cpu", seed)
     names = list(dict.fromkeys(tasks))
     loaded = [
@@ -101,6 +101,7 @@ def run(
         for n in names
     ]
     for task in loaded:
+        map_genes(task, work.map_genes)
         for split in task.splits:
             check_mergeable(rows, out, task.name, split.name, task.data_hash(split))
     for warning in guard(loaded, strict=work.strict):

@@ -64,6 +64,10 @@ def test_other_settings_in_the_folder(bench, tmp_path, capsys):
         (["--encoder", "color-stats", "--tasks", "TOI"], "Nearest: TOY"),
         (["--encoder", "color-stats", "--alpha", "-1"], "must be above 0"),
         (["--encoder", "color-stats", "--split", "loso"], "--split loso: it belongs to --protocol hest-extended"),
+        (
+            ["--encoder", "color-stats", "--map-genes", "GREN"],
+            "--map-genes GREN: not in the panel of TOY. Nearest: GREEN",
+        ),
         (["--encoder", "color-stats", "--components", "3"], "the head 'ridge' has no use for it"),
         (["--encoder", "color-stats", "--batch-size", "0"], "must be 1 or more"),
     ],
