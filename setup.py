@@ -28,7 +28,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["dinov2", "dinov2.*", "eval", "eval.*"]),
-    package_data={"dinov2.ops": ["*.h", "*/*.c"]},
+    package_data={"dinov2.ops": ["*.h", "*/*.c"], "eval": ["results.schema.json"]},
     install_requires=[
         "torch>=2.7",
         "torchvision>=0.22",
@@ -45,10 +45,12 @@ setup(
         "tqdm>=4.66",
         "pandas>=2.1",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
+        "scipy>=1.15",
         "pyyaml>=6",
         "h5py>=3.10",
         "anndata>=0.10.8",
+        "matplotlib>=3.8",
+        "huggingface_hub>=0.25",
     ],
     extras_require={
         "test": [
@@ -60,6 +62,7 @@ setup(
             "scanpy>=1.10",
             *EXPORT,
             *SLIDES,
+            "jsonschema>=4.20",
         ],
         "export": EXPORT,
         "slides": SLIDES,

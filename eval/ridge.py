@@ -1,52 +1,77 @@
-"""The linear head of the benchmark: StandardScaler, principal components, ridge; exact, in float64.
+"""The linear head of the benchmark: StandardScaler, principal components, ridge; exact, in float64, from Gram matrices.
 
-The public hest-bench solves the ridge with LSQR at its default tolerance and the PCA with a randomised solver, so that
-its predictions carry the solvers' error. Here both have closed forms: the components come from an eigendecomposition
-of the smaller Gram matrix, and the ridge from a Cholesky factorisation. On embeddings with strongly correlated features
-LSQR's early stop regularises, and the published numbers are then higher than the exact ones: `solver="lsqr"`
-reproduces it. No intercept is fitted, as published: features are centred by the scaler, targets are not, and a
-prediction therefore lacks the training mean (`Probe.target_mean`).
+The public hest-bench standardises, projects on 256 principal components (randomised solver) and solves the ridge with
+LSQR at its default tolerance, so that its predictions carry the solvers' error. Here all three have closed forms in the
+moments of the training spots (`eval.gram`): the scaler is the diagonal of the covariance, the components are the
+eigenvectors V of the standardised Gram matrix, and in their basis the ridge is diagonal,
+
+    W = S^-1 V (L + alpha I)^-1 V^T S^-1 (X - m)^T Y,    S = diag(standard deviations), L = eigenvalues,
+
+so that one eigendecomposition serves all penalties. On embeddings with strongly correlated features LSQR's early stop
+regularises, and the published numbers are then higher than the exact ones: `eval.lsqr` reproduces it. As published, no
+intercept is fitted: features are centred, targets are not, and a prediction lacks the training mean. Centred features
+make the weights the same with an intercept, which only adds that mean.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import scipy.linalg
-from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
+import torch
+from torch import Tensor
 
 from eval.errors import EvalError
+from eval.gram import Moments
 
-Array = NDArray[np.float64]
-Solver = Literal["exact", "lsqr"]
-
-# Components whose variance is below this share of the first one's are rounding noise of the eigendecomposition.
+# Variance below this share of the first component's (or of a feature's own sums) is rounding noise.
 NULL_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A fitted head; `components` is the number of features after PCA, None where no PCA was applied."""
+class Linear:
+    """A fitted linear head: features (N, D) -> (N, G) as `features @ weights + offset`."""
 
-    scaler: StandardScaler
-    axes: Array | None  # (D, K)
-    weights: Array  # (K, G), or (D, G) without PCA
-    target_mean: Array  # (G,)
-    alpha: float
+    weights: Tensor  # (D, G)
+    offset: Tensor  # (G,)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(N, D) float64 -> (N, G) float64."""
+        return torch.addmm(self.offset, features, self.weights)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Standardised training features in the basis of their K leading principal components."""
+
+    centre: Tensor  # (D,) mean of the features
+    basis: Tensor  # (D, K): (features - centre) @ basis are the components
+    values: Tensor  # (K,) eigenvalues, descending; exactly 0 in directions that do not vary
+    rotated: Tensor  # (K, G): components^T targets
+    target_mean: Tensor  # (G,)
 
     @property
-    def components(self) -> int | None:
-        """Number of principal components, None without PCA."""
-        return None if self.axes is None else self.axes.shape[1]
+    def components(self) -> int:
+        """K, those without variance included."""
+        return len(self.values)
 
-    def predict(self, features: NDArray[np.floating]) -> Array:
-        """Predict log1p counts without intercept: (N, D) -> (N, G)."""
-        X = self.scaler.transform(np.asarray(features, dtype=np.float64))  # (N, D)
-        if self.axes is not None:
-            X = X @ self.axes  # (N, K)
-        return np.asarray(X @ self.weights)
+    def coefficients(self, alpha: float) -> Tensor:
+        """Ridge weights on the components, (K, G); directions without variance get 0.
+
+        Raises:
+            EvalError: alpha is not above 0.
+        """
+        if not alpha > 0:
+            raise EvalError(f"alpha {alpha}: the ridge penalty must be above 0.")
+        return self.rotated / (self.values + alpha)[:, None]
+
+    def linear(self, coefficients: Tensor, *, intercept: bool) -> Linear:
+        """The head with these coefficients (K, G), in the units of the raw features."""
+        weights = self.basis @ coefficients  # (D, G)
+        offset = -(self.centre @ weights)
+        return Linear(weights, offset + self.target_mean if intercept else offset)
+
+    def ridge(self, alpha: float, *, intercept: bool = False) -> Linear:
+        """The ridge of penalty `alpha`; EvalError where it is not above 0."""
+        return self.linear(self.coefficients(alpha), intercept=intercept)
 
 
 def published_alpha(n_features: int, n_targets: int) -> float:
@@ -54,77 +79,45 @@ def published_alpha(n_features: int, n_targets: int) -> float:
     return 100.0 / (n_features * n_targets)
 
 
-def fit_probe(
-    features: NDArray[np.floating],
-    targets: Array,
-    *,
-    pca: int | None = 256,
-    alpha: float | None = None,
-    solver: Solver = "exact",
-) -> Probe:
-    """Fit scaler, PCA and ridge on the training spots of a fold.
+def standardise(m: Moments) -> tuple[Tensor, Tensor]:
+    """Mean about the shift (D,) and one over the standard deviation (D,), 0 for a feature that does not vary.
 
-    Args:
-        features: embeddings, (N, D).
-        targets: log1p counts, (N, G).
-        pca: most principal components to keep, min(pca, D, N); None for no PCA.
-        alpha: ridge penalty; None for the published one.
-        solver: `exact`, or `lsqr`, scikit-learn's at its default tolerance, as the benchmark calls it.
-
-    Raises:
-        EvalError: fewer than two spots, features that are not finite, or an alpha that is not above 0.
+    Source: scikit-learn's StandardScaler (variance with ddof 0). It divides constant features by 1; 0 here keeps what
+    held-out spots have in such a feature out of the predictions, as nothing could be learnt about it.
     """
-    X = np.asarray(features, dtype=np.float64)
-    if X.shape[0] < 2:
-        raise EvalError(f"{X.shape[0]} training spot(s): a fold needs at least two. Correct the splits.")
-    if not np.isfinite(X).all():
-        raise EvalError(f"{int((~np.isfinite(X)).sum())} training features are NaN or infinite; they must be finite.")
-    scaler = StandardScaler().fit(X)
-    X = scaler.transform(X)  # (N, D)
-    axes = None
-    if pca is not None:
-        axes = principal_axes(X, min(pca, *X.shape))
-        X = X @ axes  # (N, K)
-    alpha = published_alpha(X.shape[1], targets.shape[1]) if alpha is None else alpha
-    weights = solve_ridge(X, targets, alpha) if solver == "exact" else solve_ridge_by_lsqr(X, targets, alpha)
-    return Probe(scaler, axes, weights, targets.mean(axis=0), alpha)
+    mean = m.x / m.n
+    variance = m.xx.diagonal() / m.n - mean * mean
+    varies = variance > NULL_VARIANCE * m.peak / m.n
+    return mean, torch.where(varies, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
 
 
-def principal_axes(X: Array, components: int) -> Array:
-    """Return the leading principal axes of centred features: (N, D) -> (D, K), columns of unit length.
+def decompose(m: Moments, pca: int | None = 256) -> Spectrum:
+    """Standardise, rotate to principal components, keep the leading min(pca, D, N); all of them where `pca` is None.
 
-    Directions in which the training features do not vary (at most N - 1 vary) are returned as zeros: they count as
+    Directions in which the training features do not vary (at most N - 1 vary) have coefficients of zero: they count as
     components, but what held-out features do there cannot be learnt and must not leak into predictions as noise.
 
-    Source: the eigenvectors of X^T X, or X^T U / s with U those of X X^T where there are fewer spots than features.
-    """
-    N, D = X.shape
-    gram = X @ X.T if N < D else X.T @ X
-    last = gram.shape[0] - 1
-    variances, vectors = scipy.linalg.eigh(gram, subset_by_index=(last - components + 1, last))
-    variances, vectors = variances[::-1], vectors[:, ::-1]
-    kept = variances > max(variances[0], 0.0) * NULL_VARIANCE
-    axes = vectors if D <= N else X.T @ (vectors / np.sqrt(np.where(kept, variances, 1.0)))
-    return np.asarray(axes * kept)
-
-
-def solve_ridge(X: Array, Y: Array, alpha: float) -> Array:
-    """Return W = argmin |Y - X W|^2 + alpha |W|^2 without intercept: (N, K), (N, G) -> (K, G).
-
-    Source: (X^T X + alpha I) W = X^T Y, or W = X^T (X X^T + alpha I)^-1 Y where N < K.
-
     Raises:
-        EvalError: alpha is not above 0.
+        EvalError: fewer than two spots.
     """
-    if not alpha > 0:
-        raise EvalError(f"alpha {alpha}: the ridge penalty must be above 0.")
-    if X.shape[0] < X.shape[1]:
-        gram = X @ X.T + alpha * np.eye(X.shape[0])  # (N, N)
-        return np.asarray(X.T @ scipy.linalg.solve(gram, Y, assume_a="pos"))
-    gram = X.T @ X + alpha * np.eye(X.shape[1])  # (K, K)
-    return np.asarray(scipy.linalg.solve(gram, X.T @ Y, assume_a="pos"))
+    if m.n < 2:
+        raise EvalError(f"{m.n} training spot(s): a fold needs at least two. Correct the splits.")
+    mean, inverse = standardise(m)
+    gram = (m.xx - m.n * torch.outer(mean, mean)) * torch.outer(inverse, inverse)  # (D, D)
+    values, vectors = _eigh(gram)
+    K = min(pca if pca is not None else len(values), len(values), m.n)
+    values, vectors = values[-K:].flip(0), vectors[:, -K:].flip(1)
+    kept = values > values[0].clamp_min(0.0) * NULL_VARIANCE
+    basis = vectors * inverse[:, None] * kept  # (D, K)
+    rotated = basis.T @ (m.xy - torch.outer(mean, m.y))  # (K, G)
+    return Spectrum(mean + m.shift, basis, torch.where(kept, values, 0.0), rotated, m.y / m.n)
 
 
-def solve_ridge_by_lsqr(X: Array, Y: Array, alpha: float) -> Array:
-    """Return scikit-learn's iterative solution at its default tolerance: (N, K), (N, G) -> (K, G)."""
-    return np.asarray(Ridge(alpha=alpha, solver="lsqr", fit_intercept=False).fit(X, Y).coef_.T)
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D,), ascending, and eigenvectors (D, D) of a symmetric matrix, which may be overwritten."""
+    if gram.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(gram)
+        return values, vectors
+    # Divide and conquer from SciPy's LAPACK takes four fifths of the time of PyTorch's, and this is most of a fold's.
+    found = scipy.linalg.eigh(gram.numpy(), driver="evd", overwrite_a=True, check_finite=False)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])

@@ -1,12 +1,10 @@
 """Folds of a task in the public hest-bench layout: `splits/train_i.csv` and `splits/test_i.csv`.
 
 Each table has the columns `sample_id`, `patches_path` and `expr_path`; the paths are relative to the task folder.
-An optional `samples.csv` (`sample_id`, `patient`) says whose tissue a sample is, so that a fold which trains on another
-section of the held-out patient can be told from one that truly holds a patient out.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,25 +63,6 @@ def read_folds(task_root: Path) -> tuple[Fold, ...]:
             "download of the task or correct patches_path and expr_path (relative to the task folder)."
         )
     return folds
-
-
-def read_patients(task_root: Path) -> dict[str, str]:
-    """Return sample -> patient from the optional `samples.csv`; empty when the file or its column is absent."""
-    path = task_root / "samples.csv"
-    if not path.is_file():
-        return {}
-    table = pd.read_csv(path, dtype=str)
-    if not {"sample_id", "patient"} <= set(table.columns):
-        return {}
-    table = table.dropna(subset=["sample_id", "patient"])
-    return dict(zip(table["sample_id"], table["patient"], strict=True))
-
-
-def patient_in_training(fold: Fold, patients: Mapping[str, str]) -> bool | None:
-    """Whether a held-out patient also occurs in the fold's training samples; None where a patient is unknown."""
-    if any(sample.name not in patients for sample in fold.train + fold.test):
-        return None
-    return not {patients[s.name] for s in fold.test}.isdisjoint({patients[s.name] for s in fold.train})
 
 
 def _read_fold(task_root: Path, index: int) -> Fold:

@@ -1,5 +1,6 @@
 """What all tests share: one thread, since several on shared cores are slower than one, and a run of a second or two."""
 
+import numpy as np
 import pytest
 import torch
 from small_runs import SMALL, write_tiles

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.hest import main, run
+from eval.hest import main
+from eval.hest_run import Work, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -40,8 +41,8 @@ def test_our_backbone_end_to_end(bench, tmp_path, capsys):
 
 
 def test_second_run_reuses_embeddings_and_merges(bench, tmp_path):
-    first = run(["color-stats"], bench, ["TOY"], tmp_path / "out", progress=False)
-    again = run(["color-stats"], bench, ["TOY"], tmp_path / "out", progress=False)
+    first = run(["color-stats"], bench, ["TOY"], tmp_path / "out", work=Work(progress=False))
+    again = run(["color-stats"], bench, ["TOY"], tmp_path / "out", work=Work(progress=False))
     assert [r["patches_embedded"] for r in first + again] == [72, 0]
     assert again[0]["folds"] == first[0]["folds"]
 
@@ -62,6 +63,12 @@ def test_other_settings_in_the_folder(bench, tmp_path, capsys):
         (["--encoder", "color-stat"], "Nearest: color-stats"),
         (["--encoder", "color-stats", "--tasks", "TOI"], "Nearest: TOY"),
         (["--encoder", "color-stats", "--alpha", "-1"], "must be above 0"),
+        (["--encoder", "color-stats", "--split", "loso"], "--split loso: it belongs to --protocol hest-extended"),
+        (
+            ["--encoder", "color-stats", "--map-genes", "GREN"],
+            "--map-genes GREN: not in the panel of TOY. Nearest: GREEN",
+        ),
+        (["--encoder", "color-stats", "--components", "3"], "the head 'ridge' has no use for it"),
         (["--encoder", "color-stats", "--batch-size", "0"], "must be 1 or more"),
     ],
 )
@@ -71,6 +78,11 @@ def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, messa
     assert err.startswith("error: ")
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_command(capsys):
+    assert main(["manifst", "--out", "x"]) == 2
+    assert "unknown command 'manifst'. Nearest: manifest" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint(bench, tmp_path, capsys):
@@ -90,6 +102,6 @@ def test_help_has_examples():
 @pytest.mark.skipif(importlib.util.find_spec("scanpy") is None, reason="make_hest_bench.py needs scanpy")
 def test_color_stats_on_real_tissue(tmp_path):
     subprocess.run([sys.executable, SHARED / "make_hest_bench.py", tmp_path], check=True, capture_output=True)
-    (row,) = run(["color-stats"], tmp_path, ["HER2ST"], tmp_path / "out", progress=False)
+    (row,) = run(["color-stats"], tmp_path, ["HER2ST"], tmp_path / "out", work=Work(progress=False))
     assert row["pcc"]["mean"] == pytest.approx(0.566, abs=0.005)
     assert [f["patient_in_training"] for f in row["folds"]] == [False, True, True, True, True, True]

@@ -1,48 +1,73 @@
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from eval.metrics import correlations, mae, mean_std, mse
+from eval.metrics import Correlations, correlations, errors, mean_std, sums
 
 
-def test_pearson_equals_scipy():
+def summed(measured, predicted, raw_offset=0.0, centre=0.0):
+    measured, predicted = (torch.as_tensor(np.asarray(a, dtype=float) - centre) for a in (measured, predicted))
+    return sums(measured, predicted, torch.full((measured.shape[1],), raw_offset, dtype=torch.float64))
+
+
+def test_correlation_equals_scipy():
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(50, 7)) + 3
-    b = 0.5 * a + rng.normal(size=a.shape)
-    expected = [pearsonr(a[:, i], b[:, i]).statistic for i in range(7)]
-    np.testing.assert_allclose(correlations(a, b).pcc, expected, atol=1e-12)
+    measured, predicted = rng.normal(size=(50, 6)), rng.normal(size=(50, 6))
+    found = correlations(summed(measured, predicted, centre=3.0))
+    expected = [pearsonr(measured[:, i], predicted[:, i]).statistic for i in range(6)]
+    np.testing.assert_allclose(found.pcc, expected, atol=1e-12)
+    assert found.excluded == {}
+    assert found.mean() == pytest.approx(np.mean(expected))
 
 
-def test_pcc10_is_the_mean_of_the_ten_highest():
+def test_constant_columns_are_left_out_and_named():
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(40, 12))
-    scores = correlations(a, rng.normal(size=a.shape))
-    by_hand = (scores.pcc.sum() - np.sort(scores.pcc)[0] - np.sort(scores.pcc)[1]) / 10
-    assert scores.top(10) == pytest.approx(by_hand)
-    assert scores.top(20) == pytest.approx(scores.mean())
+    measured, predicted = rng.normal(size=(20, 3)), rng.normal(size=(20, 3))
+    measured[:, 1], predicted[:, 2] = 0.1, 7.3
+    found = correlations(summed(measured, predicted))
+    assert found.excluded == {1: "constant in the held-out spots", 2: "constant prediction"}
+    assert np.isnan(found.pcc).tolist() == [False, True, True]
 
 
-def test_constant_genes_are_named_and_left_out():
-    a = np.random.default_rng(0).normal(size=(30, 4))
-    b = a.copy()
-    a[:, 1] = 2.0
-    b[:, 3] = 0.1 + 1e-14 * np.arange(30)
-    scores = correlations(a, b)
-    assert scores.excluded == {1: "constant in the held-out spots", 3: "constant prediction"}
-    assert scores.mean() == pytest.approx(1.0)
-    assert np.isnan(scores.pcc[[1, 3]]).all()
+def test_pcc10_by_hand():
+    scores = Correlations(np.array([*np.linspace(0, 0.9, 12), np.nan]), {12: "constant prediction"})
+    assert scores.top(10) == pytest.approx(np.linspace(0, 0.9, 12)[2:].mean())
+    assert Correlations(np.array([0.2, 0.4]), {}).top(10) == pytest.approx(0.3)
+    assert np.isnan(Correlations(np.array([np.nan]), {}).top(10))
 
 
 def test_errors_by_hand():
-    a, b = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [3.0, 5.0]])
-    assert mae(a, b) == pytest.approx(0.75)
-    assert mse(a, b) == pytest.approx(1.25)
+    measured, predicted = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.5, 2.0], [2.0, 8.0]])
+    found = errors(summed(measured, predicted, raw_offset=-1.0))
+    assert found["mae_centred"] == pytest.approx((0.5 + 0 + 1 + 4) / 4)
+    assert found["mse_centred"] == pytest.approx((0.25 + 0 + 1 + 16) / 4)
+    assert found["mae"] == pytest.approx((0.5 + 1 + 2 + 3) / 4)
+    assert found["mse"] == pytest.approx((0.25 + 1 + 4 + 9) / 4)
 
 
-def test_std_has_no_degree_of_freedom_removed():
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 39), st.integers(0, 2**32 - 1))
+def test_sums_of_parts_are_those_of_the_whole(n, cut, seed):
+    rng = np.random.default_rng(seed)
+    measured, predicted = rng.normal(size=(n, 3)), rng.normal(size=(n, 3))
+    cut = min(cut, n - 1)
+    whole = summed(measured, predicted, 0.3)
+    parts = summed(measured[:cut], predicted[:cut], 0.3) + summed(measured[cut:], predicted[cut:], 0.3)
+    np.testing.assert_allclose(correlations(parts).pcc, correlations(whole).pcc, atol=1e-9)
+    assert errors(parts) == pytest.approx(errors(whole))
+
+
+def test_sums_spread_over_a_larger_panel():
+    rng = np.random.default_rng(0)
+    s = summed(rng.normal(size=(9, 2)), rng.normal(size=(9, 2)))
+    wide = s.spread(np.array([3, 1]), 5)
+    assert wide.n.tolist() == [0, 9, 0, 9, 0]
+    assert correlations(wide).pcc[[3, 1]] == pytest.approx(correlations(s).pcc)
+    assert errors(wide) == pytest.approx(errors(s))
+
+
+def test_mean_std_uses_ddof_0():
     assert mean_std([1.0, 3.0]) == {"mean": 2.0, "std": 1.0}
-
-
-def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="same shape"):
-        correlations(np.zeros((3, 2)), np.zeros((3, 1)))

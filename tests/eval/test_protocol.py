@@ -1,13 +1,22 @@
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from eval.embed import embed_task
 from eval.encoders import ColorStats
 from eval.errors import EvalError
 from eval.hest_data import load_task
-from eval.protocol import FitSettings, evaluate
-from eval.ridge import fit_probe
+from eval.protocol import evaluate as evaluate_splits
+from eval.settings import FitSettings
+
+
+def evaluate(features, task, settings):
+    (evaluation,) = evaluate_splits(features, task, settings)
+    return evaluation.record
 
 
 @pytest.fixture
@@ -28,7 +37,8 @@ def test_scores_of_a_fold_by_hand(task, features):
 
     X = np.concatenate([features["A"], features["C"]])
     Y = np.concatenate([task.expression["A"], task.expression["C"]])
-    predicted, measured = fit_probe(X, Y).predict(features["B"]), task.expression["B"]
+    pipe = make_pipeline(StandardScaler(), PCA(12, svd_solver="full"), Ridge(100 / (12 * 4), fit_intercept=False))
+    predicted, measured = pipe.fit(X, Y).predict(features["B"]), task.expression["B"]
     r = [pearsonr(predicted[:, i], measured[:, i]).statistic for i in range(4)]
     assert fold["pcc"] == pytest.approx(np.mean(r))
     assert fold["pcc10"] == pytest.approx(np.mean(r))
@@ -69,7 +79,13 @@ def test_constant_gene_is_excluded_by_name(task, features):
     assert any("fold 1: 1 gene(s) excluded" in note for note in result["notes"])
     for name in "AC":
         task.expression[name][:, 3] = 1.0
-    assert evaluate(features, task, FitSettings())["genes"][3] == {"gene": "NOISE", "pcc": None, "n_folds": 0}
+    assert evaluate(features, task, FitSettings())["genes"][3] == {
+        "gene": "NOISE",
+        "pcc": None,
+        "n_folds": 0,
+        "mean": 1.0,
+        "variance": 0.0,
+    }
 
 
 def test_constant_embeddings_are_an_error(task, features):
@@ -91,12 +107,6 @@ def test_settings_change_the_head(task, features):
     assert evaluate(features, task, FitSettings(pca=None))["folds"][0]["pca_components"] is None
     assert evaluate(features, task, FitSettings(pca=5, alpha=2.0))["folds"][0]["pca_components"] == 5
     assert evaluate(features, task, FitSettings(alpha=2.0))["folds"][0]["alpha"] == 2.0
-
-
-@pytest.mark.parametrize("values", [{"pca": 0}, {"alpha": 0.0}, {"alpha": float("nan")}])
-def test_impossible_settings(values):
-    with pytest.raises(EvalError):
-        FitSettings(**values)
 
 
 def test_embeddings_of_another_task(task, features):

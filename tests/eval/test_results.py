@@ -5,8 +5,9 @@ import pytest
 
 from eval.errors import EvalError
 from eval.protocol import METRICS
-from eval.results import check_mergeable, merge, open_results, table, write_results
+from eval.results import check_mergeable, merge, open_results, write_results
 
+PCC = {"G1": {"mean": 0.4, "std": 0.2}, "G2": None}
 SETTINGS = {"protocol": "hest-benchmark", "pca": 256}
 
 
@@ -16,13 +17,14 @@ def row(encoder="a", task="T", pcc=0.5, **changes):
         "encoder": encoder,
         "task": task,
         "protocol": "hest-benchmark",
+        "split": "given",
         "pooling": "cls+mean",
         "weights_hash": "h",
         "encoder_key": "k",
         "encoder_settings": {"weights_hash": "h"},
         "data_hash": "d",
         "folds": [{}],
-        "genes": [{}, {}],
+        "genes": [{"gene": g, "mean": 1.0, "variance": 2.0, "pcc": p, "n_folds": 1} for g, p in PCC.items()],
         "notes": [],
     }
     return {**base, **scores, **changes}
@@ -43,6 +45,14 @@ def test_csv_has_one_row_an_encoder_and_task(tmp_path):
         rows = list(csv.DictReader(file))
     assert [r["encoder"] for r in rows] == ["a", "b"]
     assert (rows[1]["pcc_mean"], rows[1]["pcc_std"], rows[1]["n_genes"]) == ("0.25", "0.1", "2")
+
+
+def test_table_of_genes(tmp_path):
+    write_results(tmp_path, [row()], SETTINGS, {})
+    with (tmp_path / "genes.csv").open() as file:
+        genes = list(csv.DictReader(file))
+    assert [g["gene"] for g in genes] == ["G1", "G2"]
+    assert [(g["pcc_mean"], g["pcc_std"]) for g in genes] == [("0.4", "0.2"), ("", "")]
 
 
 def test_meta_block(tmp_path):
@@ -70,10 +80,11 @@ def test_a_foreign_file_needs_force(tmp_path, text):
 
 
 def test_other_data_under_the_same_name(tmp_path):
-    check_mergeable([row()], tmp_path, "T", "d")
-    check_mergeable([row()], tmp_path, "U", "e")
+    check_mergeable([row()], tmp_path, "T", "given", "d")
+    check_mergeable([row()], tmp_path, "T", "loso", "e")
+    check_mergeable([row()], tmp_path, "U", "given", "e")
     with pytest.raises(EvalError, match="results for T on other data"):
-        check_mergeable([row()], tmp_path, "T", "e")
+        check_mergeable([row()], tmp_path, "T", "given", "e")
 
 
 def test_retrained_encoder_drops_its_old_rows():
@@ -82,18 +93,9 @@ def test_retrained_encoder_drops_its_old_rows():
     assert [(r["encoder"], r["task"]) for r in merged] == [("b", "T"), ("a", "T")]
 
 
-def test_table_is_ordered_and_says_each_note_once():
-    rows = [row("low", pcc=0.2, notes=["n1"]), row("high", pcc=0.7, notes=["n1", "n2"])]
-    text = table(rows)
-    lines = text.splitlines()
-    assert lines[0].split()[:3] == ["task", "encoder", "pooling"]
-    assert lines[2].split()[:6] == ["T", "high", "cls+mean", "0.700", "±", "0.100"]
-    assert lines[3].split()[1] == "low"
-    assert lines[4:] == ["note: T: n1.", "note: T: high: n2."]
-
-
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "embeddings").mkdir()
+    (tmp_path / "maps").mkdir()
     assert open_results(tmp_path, {}) == []
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(EvalError, match=r"holds other files \(metrics\.jsonl\)"):

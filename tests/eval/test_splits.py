@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from eval.errors import EvalError
-from eval.splits import patient_in_training, read_folds, read_patients
+from eval.splits import read_folds
 
 
 def test_reads_folds_in_order(bench):
@@ -11,15 +11,6 @@ def test_reads_folds_in_order(bench):
     assert [s.name for s in folds[2].train] == ["A", "B"]
     assert [s.name for s in folds[2].test] == ["C"]
     assert folds[0].test[0].patches == bench / "TOY" / "patches" / "A.h5"
-
-
-def test_tells_a_patient_held_out_from_one_in_training(bench):
-    patients = read_patients(bench / "TOY")
-    folds = read_folds(bench / "TOY")
-    assert [patient_in_training(f, patients) for f in folds] == [True, True, False]
-    assert patient_in_training(folds[0], {}) is None
-    (bench / "TOY" / "samples.csv").unlink()
-    assert read_patients(bench / "TOY") == {}
 
 
 def test_no_splits(bench):

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from eval.encoders import make_encoder
-from eval.hest import evaluate_encoder
 from eval.hest_data import load_task
-from eval.protocol import FitSettings
+from eval.hest_run import Work, evaluate_encoder
+from eval.settings import FitSettings
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TASK = "SIMULATED_CMU1"
@@ -53,7 +53,7 @@ def sample(scripts: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFact
 def test_the_evaluation_scores_colour_above_chance_and_below_perfection(sample: Path, tmp_path: Path) -> None:
     task = load_task(sample / "bench", TASK)
     encoder = make_encoder("color-stats", pooling="cls+mean", device="cpu", seed=0)
-    row = evaluate_encoder(encoder, task, tmp_path, FitSettings(), progress=False)
+    (row,) = evaluate_encoder(encoder, task, tmp_path, FitSettings(), Work(progress=False))
     assert len(row["folds"]) == 4
     assert 0.15 < row["pcc"]["mean"] < 0.7
 

@@ -111,6 +111,14 @@ def test_eval_job(cluster: dict[str, str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     arguments = (tmp_path / "arguments").read_text().splitlines()
     assert arguments[arguments.index("--tasks") + 1 :] == ["IDC", "PRAD", "--out", "results/a", "--batch-size", "8"]
+    preset = {"CHECKPOINT": "runs/a runs/b", "EVAL_CONFIG": "configs/eval/hest_extended_hvg.yaml"}
+    done = bash(ROOT / "slurm" / "eval_hest.sbatch", **cluster, **preset)
+    assert done.returncode == 0, done.stderr
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments[arguments.index("--checkpoint") :] == [
+        "--checkpoint", "runs/a", "runs/b", "--encoder", "random:runs/a", "color-stats",
+        "--config", "configs/eval/hest_extended_hvg.yaml", "--out", "results/a",
+    ]  # fmt: skip
     done = bash(ROOT / "slurm" / "eval_hest.sbatch", **cluster)
     assert done.returncode != 0
     assert "CHECKPOINT" in done.stderr

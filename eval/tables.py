@@ -1,0 +1,150 @@
+"""Tables of results: for the terminal, and in the paper's layout as Markdown and LaTeX.
+
+Rows are the encoders, best PCC first. Where an encoder has a random and a leave-one-study-out row, a third one gives
+the Drop, (LOSO - random) / random, of each metric's mean over folds.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.protocol import METRICS
+
+Row = dict[str, Any]
+HEADINGS = {
+    "pcc": "PCC",
+    "pcc10": "PCC-10",
+    "mae": "MAE",
+    "mse": "MSE",
+    "mae_centred": "MAE centred",
+    "mse_centred": "MSE centred",
+}
+HIGHER_IS_BETTER = ("pcc", "pcc10")
+SPLITS = {"given": "", "random": "Random", "loso": "LOSO"}
+PAPER_METRICS = ("pcc", "pcc10", "mae", "mse")
+
+
+def drops(rows: Sequence[Row]) -> list[Row]:
+    """(LOSO - random) / random of each metric, for every encoder and task that has both; null where random is 0."""
+    random = {(r["encoder"], r["task"]): r for r in rows if r["split"] == "random"}
+    found = []
+    for row in rows:
+        other = random.get((row["encoder"], row["task"]))
+        if row["split"] != "loso" or other is None:
+            continue
+        change = {}
+        for m in METRICS:
+            before, after = other[m]["mean"], row[m]["mean"]
+            change[m] = (after - before) / before if before else None
+        found.append({"encoder": row["encoder"], "task": row["task"], **change})
+    return found
+
+
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """By task; within it encoders by their best PCC, and each encoder's random row before its LOSO row."""
+    best: dict[tuple[str, str], float] = {}
+    for r in rows:
+        key = (r["task"], r["encoder"])
+        best[key] = max(best.get(key, -2.0), r["pcc"]["mean"])
+    order = list(SPLITS)
+    return sorted(
+        rows, key=lambda r: (r["task"], -best[r["task"], r["encoder"]], r["encoder"], order.index(r["split"]))
+    )
+
+
+def terminal(rows: Sequence[Row]) -> str:
+    """The terminal's table: mean ± std over folds, drops, then the notes, each once."""
+    lines = [["task", "encoder", "split", "pooling", *HEADINGS.values()]]
+    lines += [
+        [
+            r["task"],
+            r["encoder"],
+            r["split"],
+            r["pooling"],
+            *(f"{r[m]['mean']:.3f} ± {r[m]['std']:.3f}" for m in METRICS),
+        ]
+        for r in ordered(rows)
+    ]
+    lines += [[d["task"], d["encoder"], "drop", "", *(_percent(d[m]) for m in METRICS)] for d in drops(rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join([*text, *_note_lines(ordered(rows))])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table a task, the best mean of each split in bold."""
+    parts = []
+    for task in sorted({r["task"] for r in rows}):
+        header, body = _paper_table([r for r in rows if r["task"] == task])
+        lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+        lines += [f"| {' | '.join(f'**{c[:-1]}**' if c.endswith('*') else c for c in line)} |" for line in body]
+        parts.append(f"## {task}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def latex(rows: Sequence[Row]) -> str:
+    """One `table` a task for a paper (package booktabs), the best mean of each split in bold."""
+    parts = []
+    for task in sorted({r["task"] for r in rows}):
+        header, body = _paper_table([r for r in rows if r["task"] == task])
+        arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"}
+
+        def cell(text: str, arrows: dict[str, str] = arrows) -> str:
+            bold, text = text.endswith("*"), text.removesuffix("*")
+            for char in r"\&%#_{}$":
+                text = text.replace(char, {"\\": r"\textbackslash "}.get(char, f"\\{char}"))
+            for char, command in arrows.items():
+                text = text.replace(char, command)
+            return rf"\textbf{{{text}}}" if bold else text
+
+        lines = [" & ".join(map(cell, line)) + r" \\" for line in body]
+        parts.append(
+            "\\begin{table}\n\\centering\n"
+            f"\\caption{{{cell(task)}: mean $\\pm$ standard deviation over folds.}}\n"
+            f"\\begin{{tabular}}{{{'l' * (len(header) - len(PAPER_METRICS))}{'c' * len(PAPER_METRICS)}}}\n\\toprule\n"
+            + " & ".join(map(cell, header)) + " \\\\\n\\midrule\n" + "\n".join(lines)
+            + "\n\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        )  # fmt: skip
+    return "\n".join(parts)
+
+
+def _paper_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of one task; a cell that ends in * is the best of its split and metric."""
+    given = all(r["split"] == "given" for r in rows)
+    header = ["Model", *([] if given else ["Split"])]
+    header += [f"{HEADINGS[m]} {'↑' if m in HIGHER_IS_BETTER else '↓'}" for m in PAPER_METRICS]
+    best: dict[tuple[str, str], float] = {}
+    for r in rows:
+        for m in PAPER_METRICS:
+            pick = max if m in HIGHER_IS_BETTER else min
+            best[r["split"], m] = pick(best.get((r["split"], m), r[m]["mean"]), r[m]["mean"])
+    dropped = {d["encoder"]: d for d in drops(rows)}
+    several = len({r["encoder"] for r in rows}) > 1
+    body = []
+    for r in ordered(rows):
+        cells = [
+            f"{r[m]['mean']:.3f}±{r[m]['std']:.3f}" + "*" * (several and r[m]["mean"] == best[r["split"], m])
+            for m in PAPER_METRICS
+        ]
+        body.append([r["encoder"], *([] if given else [SPLITS[r["split"]]]), *cells])
+        if r["split"] == "loso" and r["encoder"] in dropped:
+            body.append([r["encoder"], "Drop", *(_percent(dropped[r["encoder"]][m]) for m in PAPER_METRICS)])
+    return header, body
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:+.1f}%"
+
+
+def _note_lines(rows: Sequence[Row]) -> list[str]:
+    encoders: dict[tuple[str, str], list[str]] = {}
+    per_place: dict[str, int] = {}
+    for row in rows:
+        place = row["task"] if row["split"] == "given" else f"{row['task']} {row['split']}"
+        per_place[place] = per_place.get(place, 0) + 1
+        for note in row["notes"]:
+            encoders.setdefault((place, note), []).append(row["encoder"])
+    return [
+        f"note: {place}: {note}." if len(names) == per_place[place] else f"note: {place}: {', '.join(names)}: {note}."
+        for (place, note), names in encoders.items()
+    ]

@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from eval.hest_options import extended_settings, fit_settings, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs" / "eval").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_are_the_papers_settings(path):
+    args = parse(["--config", str(path), "--encoder", "color-stats", "--out", "o"])
+    fit, extended = fit_settings(args), extended_settings(args)
+    assert (fit.head, fit.pca, fit.alpha, fit.intercept) == ("ridge", 256, None, False)
+    assert args.pooling == "cls+mean"
+    if path.stem == "hest_benchmark":
+        assert (fit.protocol, args.tasks) == ("hest-benchmark", ["COAD", "READ"])
+    else:
+        assert fit.protocol == "hest-extended"
+        assert (extended.split, extended.folds, extended.rule.size) == ("both", 10, 200)
+        assert extended.rule.criterion == path.stem.rpartition("_")[2]
+
+
+def test_there_are_three_tables():
+    assert [p.stem for p in CONFIGS] == ["hest_benchmark", "hest_extended_hmhvg", "hest_extended_hvg"]
+
+
+def test_the_command_line_wins():
+    base = ["--config", str(CONFIGS[2]), "--encoder", "color-stats", "--out", "o"]
+    args = parse([*base, "--no-pca", "--n-genes", "50", "--tasks", "OTHER"])
+    assert (fit_settings(args).pca, args.n_genes, args.tasks) == (None, 50, ["OTHER"])
+
+
+def test_results_follow_their_schema(bench, tmp_path):
+    jsonschema = pytest.importorskip("jsonschema", reason="checks the schema")
+    from eval.hest import main
+
+    schema = json.loads((ROOT / "eval" / "results.schema.json").read_text())
+    base = ["--bench-root", str(bench), "--tasks", "TOY", "--encoder", "color-stats", "--no-report", "--device", "cpu"]
+    for i, more in enumerate(
+        ([], ["--head", "ridge-tuned"], ["--head", "pls", "--components", "3"], ["--head", "knn"])
+    ):
+        assert main([*base, *more, "--out", str(tmp_path / str(i)), "--cache", str(tmp_path / "cache")]) == 0
+        found = json.loads((tmp_path / str(i) / "results.json").read_text())
+        jsonschema.validate(found, schema)
+        assert found["results"][0]["pcc"]["mean"] > 0.4
+    del found["results"][0]["folds"][0]["alpha"]
+    with pytest.raises(jsonschema.ValidationError, match="'alpha' is a required property"):
+        jsonschema.validate(found, schema)
