@@ -10,8 +10,7 @@ from tqdm import tqdm
 
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
-from dinov2.data.samplers import ShuffledStream
-from dinov2.data.tiles import as_tensor
+from dinov2.data.samplers import make_stream
 from dinov2.utils.errors import UserError
 from dinov2.utils.schema import NormalizeSection
 
@@ -57,10 +56,10 @@ def channel_statistics(tiles: Iterable[Tensor]) -> NormalizeSection:
 
 def readable_tiles(dataset: TileDataset, count: int, seed: int, bad: list[BadTileError]) -> Iterable[Tensor]:
     """Decode `count` tiles of a data set in random order, with a progress bar; failures go to `bad`."""
-    order = ShuffledStream(len(dataset), seed)
+    order = make_stream(dataset, seed)
     for position in tqdm(range(count), unit="tile", disable=None):
         try:
-            yield as_tensor(dataset.decode(order.index_at(position)))
+            yield dataset.decode(order.index_at(position))
         except BadTileError as error:
             bad.append(error)
 

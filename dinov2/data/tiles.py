@@ -1,4 +1,4 @@
-"""Decoded tiles: one as a tensor, and many of any sizes in one piece of memory."""
+"""Decoded tiles: one recompressed, and many of any sizes in one piece of memory."""
 
 import io
 import math
@@ -9,11 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
-
-
-def as_tensor(tile: Image.Image | Tensor) -> Tensor:
-    """Return an RGB image, or uint8 (3, H, W), as uint8 (3, H, W)."""
-    return tile if isinstance(tile, Tensor) else pil_to_tensor(tile)
 
 
 def recompress(tile: Tensor, quality: int) -> Tensor:

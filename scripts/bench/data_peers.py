@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dinov2.data.tiles import as_tensor
 from dinov2.utils.schema import CropsSection
 
 Crops = tuple[Tensor, Tensor]
@@ -39,7 +39,7 @@ def torchvision_v2(crops: CropsSection) -> Peer:
     """The same with torchvision's second version on uint8 tensors."""
     return _multi_crop(
         crops,
-        lambda path: as_tensor(read_pil(path)),
+        lambda path: pil_to_tensor(read_pil(path)),
         lambda size, scale, blur: v2.Compose(_transforms(v2, crops, size, scale, blur)),
     )
 
