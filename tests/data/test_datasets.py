@@ -116,7 +116,7 @@ def test_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     [
         ("Foldr:root=x", r"'Foldr'; did you mean 'Folder'"),
         ("folder:root=x", r"'folder'; did you mean 'Folder'"),
-        ("", "known: Folder, H5, ImageNet, Mix, Tar"),
+        ("", "known: Folder, H5, ImageNet, Mix, Slides, Tar"),
         ("/data/tiles", "KIND:key=value"),
         ("Folder:rot=x", r"no key 'rot'; did you mean 'root'"),
         ("Folder", r"needs root\. Write Folder:root="),
