@@ -151,8 +151,8 @@ def _deaths_polled() -> Iterator[Callable[[], None]]:
 
     The first DataLoader of a process installs a handler of SIGCHLD that raises, wherever the main thread is. Without
     it the loader sees the death too, when it waits for a batch, unless it was given a timeout, during which it does not
-    look. Yields the function that takes the handler away,
-    to be called when the processes have been started; at the end the handler is put back.
+    look. Yields the function that takes the handler away, to be called when the processes have been started; at the
+    end the handler is put back.
     """
     removed: list[Callable[..., object]] = []
 
