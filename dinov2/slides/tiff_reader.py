@@ -17,6 +17,7 @@ from dinov2.slides.reader import Size, downsamples
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".qptiff")
 _CACHED_TILES = 64
+_NOT_RGB = {0: "MINISWHITE", 3: "PALETTE"}  # TIFF 6.0, PhotometricInterpretation
 # Micrometres in the units of TIFF's ResolutionUnit and of OME's PhysicalSize.
 _TIFF_UNITS = {2: 25400.0, 3: 10000.0}
 _OME_UNITS = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -113,6 +114,11 @@ class _Level:
                 f"{path}: {channels} channels of {page.dtype}, axes {level.axes}: not an 8-bit grey or RGB image. "
                 "Export the bright-field image as 8-bit RGB."
             )
+        if page.photometric in _NOT_RGB:
+            raise SlideError(
+                f"{path}: colours stored as {_NOT_RGB[page.photometric]}, which would be read as others. Export the "
+                "bright-field image as 8-bit RGB."
+            )
         self.tile_width = int(page.tilewidth) if page.is_tiled else self.width
         self.tile_height = int(page.tilelength) if page.is_tiled else min(int(page.rowsperstrip), self.height)
         self.columns = -(-self.width // self.tile_width)
@@ -125,13 +131,14 @@ class _Level:
         return ((row, column) for row in rows for column in columns)
 
     def decode(self, row: int, column: int) -> NDArray[np.uint8]:
-        """Tile (h, w, 3); whole, or cut where the image ends."""
+        """Tile (h, w, 3), cut where the image ends."""
         index = row * self.columns + column
         if len(self.pages) > 1:
             parts = [self._segment(page, index) for page in self.pages]
         else:
             parts = [self._segment(self.page, index + p * self.rows * self.columns) for p in range(self.planes)]
         tile = np.concatenate(parts, axis=2)  # (h, w, 1 or 3 or 4)
+        tile = tile[: self.height - row * self.tile_height, : self.width - column * self.tile_width]  # without padding
         return np.repeat(tile, 3, axis=2) if tile.shape[2] == 1 else tile[..., :3]
 
     def _segment(self, page: Any, index: int) -> NDArray[np.uint8]:

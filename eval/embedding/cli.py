@@ -22,7 +22,7 @@ from eval.embedding.loader import default_workers
 from eval.embedding.run import PRECISIONS, EmbedOptions, SlideToEmbed, embed_slides
 from eval.encoders import POOLINGS, make_encoder
 from eval.errors import EvalError
-from eval.patching.cli import add_patch_arguments, chosen_preset, patch_options
+from eval.patching.cli import add_patch_arguments, chosen_preset, given_patch_arguments, patch_options
 from eval.patching.run import make_plan, run_patching
 from eval.patching.slides import Shard, find_slides, take_shard
 from eval.patching.state import SlideState
@@ -99,15 +99,21 @@ def chosen_slides(args: argparse.Namespace) -> tuple[list[SlideToEmbed], list[st
     """Return the slides of this shard, patched first where there are no coordinates; and those without tissue.
 
     Raises:
-        EvalError: no source of patches, or two.
+        EvalError: no source of patches, or two; or options of patching where nothing is patched.
     """
     shard = Shard.parse(args.shard) if args.shard else None
     if args.patches is not None and (args.slides or args.coords):
         raise EvalError("--patches has pixels and coordinates: leave out --slides and --coords.")
-    if args.patches is not None or (args.coords is not None and not args.slides):
-        found = from_patches(args.patches) if args.patches is not None else from_coordinates(args.coords)
-        names = take_shard([slide.path for slide in found], shard)
-        return [slide for slide in found if slide.path in names], []
+    ignored = given_patch_arguments(args) if args.patches is not None or args.coords is not None else []
+    if ignored:
+        raise EvalError(
+            f"{', '.join(ignored)}: the patches are those of {'--patches' if args.coords is None else '--coords'}. "
+            "Leave these options out, or give --slides alone, which patches them anew."
+        )
+    if args.patches is not None:
+        return from_patches(args.patches, shard)
+    if args.coords is not None and not args.slides:
+        return from_coordinates(args.coords, shard)
     if not args.slides:
         raise EvalError("nothing to embed: give --slides (with --coords or without), --coords or --patches.")
     coords = args.coords

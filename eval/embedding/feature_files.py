@@ -1,5 +1,6 @@
 """Feature files as CLAM and TRIDENT have them: `h5_files/<slide>.h5` (`features`, `coords`), `pt_files/<slide>.pt`."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,32 @@ def write_features(
 ) -> None:
     """Write a slide's embeddings, each file whole or not at all.
 
+    The files are put together in memory: a write that fails inside HDF5 leaves the library in pieces.
+
     Args:
         out: folder of `h5_files` and `pt_files`.
         source: the slide's patches.
         features: (N, D) float32, in the order of `source.coords`.
         encoder: recorded as attributes of `features`.
         formats: of `FORMATS`.
+
+    Raises:
+        OSError: the disk is full, say.
     """
     paths = feature_paths(out, source.name)
     if "pt" in formats:
         import torch
 
+        buffer = io.BytesIO()
+        torch.save(torch.from_numpy(features), buffer)
         with replacing(paths["pt"]) as temporary:
-            torch.save(torch.from_numpy(features), temporary)
+            temporary.write_bytes(buffer.getbuffer())
     if "h5" in formats:
-        with replacing(paths["h5"]) as temporary, h5py.File(temporary, "w") as file:
+        with h5py.File(paths["h5"].name, "w", driver="core", backing_store=False) as file:
             dataset = file.create_dataset("features", data=features)
             dataset.attrs.update({"name": source.name, "savetodir": str(paths["h5"].parent), **encoder})
             file.create_dataset("coords", data=source.coords).attrs.update(source.attributes)
+            file.flush()
+            content = file.id.get_file_image()
+        with replacing(paths["h5"]) as temporary:
+            temporary.write_bytes(content)

@@ -1,20 +1,25 @@
 """Patches of many slides, read in worker processes ahead of the encoder, batch by batch and slide by slide."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dinov2.data.workers import init_worker
 from dinov2.slides.handles import OpenSlides
 from eval.embedding.sources import PatchSource, read_patches
+from eval.errors import EvalError
 
 _AHEAD = 4  # batches that each worker reads in advance
+# How the DataLoader's errors begin when a process died, alone or while its batch was being pinned.
+_LOST_READER = ("DataLoader worker", "Pin memory thread")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Batch:
     images: torch.Tensor | None
     last: bool
     error: str = ""
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch with its images in page-locked memory, for which the DataLoader asks."""
+        return self if self.images is None else replace(self, images=self.images.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class _Batches(Dataset[Batch]):
         indices, last = source.order[item.start : item.stop], item.stop == len(source)
         try:
             images = torch.from_numpy(read_patches(source, indices, self._slides, self.cache_dir))
+            if get_worker_info() is not None:
+                _share(images)
         except Exception as error:  # told to the parent, for which the other slides go on
             return Batch(item.source, indices, None, last, str(error) or type(error).__name__)
         return Batch(item.source, indices, images, last)
@@ -72,7 +83,7 @@ def load_batches(
     workers: int,
     cache_dir: Path | None = None,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches of all sources in order; batches do not cross slides.
 
     When a reading process dies (for lack of memory, say), the slide that was due is read once more by itself, since the
@@ -91,33 +102,93 @@ def load_batches(
         for start in range(0, len(source), batch_size)
     ]
     alone = False
-    while items:
-        due = items[0].source
-        chunk = [item for item in items if item.source == due] if alone else items
-        loader = DataLoader(
-            _Batches(sources, chunk, cache_dir),
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=init_worker,
-            prefetch_factor=_AHEAD if workers else None,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),
-        )
-        done = 0
-        try:
-            for batch in loader:
+    with _deaths_polled() as poll:
+        while items:
+            due = items[0].source
+            chunk = [item for item in items if item.source == due] if alone else items
+            loader = DataLoader(
+                _Batches(sources, chunk, cache_dir),
+                batch_size=None,
+                num_workers=workers,
+                worker_init_fn=init_worker,
+                prefetch_factor=_AHEAD if workers else None,
+                pin_memory=pin_memory,
+                generator=torch.Generator(),
+            )
+            done, lost = 0, ""
+            for batch in _until_lost(loader, poll):
+                if isinstance(batch, str):
+                    lost = batch
+                    continue
                 done += 1
                 yield batch
-            items, alone = items[done:], False
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
             items = items[done:]
-            if alone:
-                reason = f"a reading process died: {str(error).splitlines()[0]} Fewer --workers need less memory"
+            if lost and alone:
+                reason = f"a reading process died: {lost} Fewer --workers need less memory"
                 yield Batch(due, sources[due].order[items[0].start :], None, True, reason)
                 items = [item for item in items if item.source != due]
-            alone = not alone
+            alone = bool(lost) and not alone
+
+
+def _until_lost(loader: DataLoader[Batch], poll: Callable[[], None]) -> Iterator[Batch | str]:
+    """Yield a loader's batches and, where a reading process is lost, why, as the last."""
+    lost = ""
+    try:
+        batches = iter(loader)
+        poll()
+        yield from batches
+    except RuntimeError as error:
+        lost = str(error).partition("\n")[0]
+        if not lost.startswith(_LOST_READER):
+            raise
+    if lost:
+        yield lost
+
+
+@contextmanager
+def _deaths_polled() -> Iterator[Callable[[], None]]:
+    """Keep a killed reading process from raising an error in the midst of whatever the encoder does.
+
+    The first DataLoader of a process installs a handler of SIGCHLD that raises, wherever the main thread is. Without
+    it the loader sees the death too, when it waits for a batch, unless it was given a timeout, during which it does not
+    look. Yields the function that takes the handler away, to be called when the processes have been started; at the
+    end the handler is put back.
+    """
+    removed: list[Callable[..., object]] = []
+
+    def poll() -> None:
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler is not _ignore:
+            try:
+                signal.signal(signal.SIGCHLD, _ignore)
+            except ValueError:  # not the main thread, in which nothing is raised
+                return
+            removed.append(handler)
+
+    try:
+        yield poll
+    finally:
+        if removed:
+            signal.signal(signal.SIGCHLD, removed[0])
+
+
+def _ignore(*_: object) -> None:
+    """Handle a signal by doing nothing; SIG_IGN would keep exit codes from the parent."""
+
+
+def _share(images: torch.Tensor) -> None:
+    """Move a batch to shared memory here, where a failure can be told; later, the parent would wait for ever.
+
+    Raises:
+        EvalError: there is not enough.
+    """
+    try:
+        images.share_memory_()
+    except RuntimeError as error:
+        raise EvalError(
+            f"a batch of {images.nbytes:,} bytes does not fit into shared memory: {error}. Use a smaller --batch-size "
+            "or fewer --workers (--workers 0 needs none), or enlarge /dev/shm."
+        ) from error
 
 
 def default_workers() -> int:

@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,15 +89,18 @@ def embed_slides(
         with (
             tqdm(total=len(slides), initial=len(states), unit="slide", desc=JOB, disable=not progress) as slide_bar,
             tqdm(total=sum(len(s) for s, _ in todo), unit="patch", disable=not progress) as patch_bar,
+            closing(_embedded(encoder, todo, options, patch_bar)) as embedded,
         ):
-            for source, state, features in _embedded(encoder, todo, options, patch_bar):
+            for source, state, features in embedded:
                 if features is not None:
                     state = _finish(options, source, state, features, encoder_facts)
-                write_state(state_path(options.out, JOB, state.name), state)
+                _record(options, state)
                 states[state.name] = state
                 slide_bar.update()
     finally:
-        known = {state.name: state for state in read_states(options.out, JOB)} | states  # with those of other shards
+        asked = job_key(_settings(encoder, options))
+        others = {state.name: state for state in read_states(options.out, JOB) if state.settings == asked}
+        known = others | states  # with those of other shards, but not of other encoders
         missing = [slide.name for slide in slides if slide.name not in known]
         write_summary(options.out, JOB, [known[name] for name in sorted(known)], recorded, missing)
     return [states[slide.name] for slide in slides]
@@ -105,18 +108,16 @@ def embed_slides(
 
 def _begin(slide: SlideToEmbed, encoder: Encoder, options: EmbedOptions) -> tuple[PatchSource | None, SlideState]:
     """Return the patches to embed and the state to begin with; no patches, where nothing is to be done or can be."""
-    path = state_path(options.out, JOB, slide.name)
-    before = read_state(path)
-    state = SlideState(slide.name, str(slide.path), "", "failed")
+    before = read_state(state_path(options.out, JOB, slide.name))
+    settings = _settings(encoder, options)
+    state = SlideState(slide.name, str(slide.path), "", "failed", settings=job_key(settings))
     try:
         source = slide.open()
-    except (UserError, OSError) as error:
-        state = replace(state, reason=str(error), attempts=before.attempts + 1 if before else 1)
-        write_state(path, state)
+    except Exception as error:  # a damaged file raises nearly anything
+        state = replace(state, reason=_reason(error), attempts=before.attempts + 1 if before else 1)
+        _record(options, state)
         return None, state
-    key = job_key(
-        {"encoder": dict(encoder.settings), "precision": options.precision, "version": VERSION}, source.content
-    )
+    key = job_key(settings, source.content)
     same = before if before is not None and before.key == key else None
     files = feature_paths(options.out, slide.name)
     if same is not None and same.final and all(files[kind].exists() for kind in options.formats if len(source)):
@@ -126,41 +127,52 @@ def _begin(slide: SlideToEmbed, encoder: Encoder, options: EmbedOptions) -> tupl
     state = replace(state, key=key, status="running", attempts=same.attempts + 1 if same else 1)
     if not len(source):
         state = replace(state, status="empty", reason="no patches: its coordinate file is empty")
-        write_state(path, state)
+        _record(options, state)
         return None, state
     return source, state
 
 
+def _settings(encoder: Encoder, options: EmbedOptions) -> dict[str, object]:
+    return {"encoder": dict(encoder.settings), "precision": options.precision, "version": VERSION}
+
+
 def _embedded(
     encoder: Encoder, todo: Sequence[tuple[PatchSource, SlideState]], options: EmbedOptions, bar: "tqdm"
-) -> Iterator[tuple[PatchSource, SlideState, NDArray[np.float32] | None]]:
+) -> Generator[tuple[PatchSource, SlideState, NDArray[np.float32] | None], None, None]:
     """Yield every slide with its features (N, D); None where it failed, which its state then says."""
     sources = [source for source, _ in todo]
     features: NDArray[np.float32] | None = None
     error, started, seen = "", time.perf_counter(), 0
     on_gpu = options.device.startswith("cuda")
-    for batch in load_batches(sources, options.batch_size, options.workers, options.cache_dir, pin_memory=on_gpu):
-        source, state = todo[batch.source]
-        if not seen:
-            write_state(state_path(options.out, JOB, state.name), state)
-        if not error:
-            error, part = _embed(encoder, batch, options)
-            if part is not None:
-                features = np.empty((len(source), part.shape[1]), np.float32) if features is None else features
-                features[batch.indices] = part
-        seen += len(batch.indices)
-        bar.update(len(batch.indices))
-        if batch.last:
-            bar.update(len(source) - seen)  # of a slide that was given up
-            seconds = round(time.perf_counter() - started, 3)
-            status = replace(state, seconds=seconds, patches=0 if error else len(source))
-            yield (
-                source,
-                replace(status, status="failed", reason=error) if error else status,
-                None if error else features,
-            )
-            features, error, started, seen = None, "", time.perf_counter(), 0
-            if options.cache_dir is not None:
+    batches = load_batches(sources, options.batch_size, options.workers, options.cache_dir, pin_memory=on_gpu)
+    try:
+        with closing(batches):
+            for batch in batches:
+                source, state = todo[batch.source]
+                if not seen:
+                    _record(options, state)
+                if not error:
+                    error, part = _embed(encoder, batch, options)
+                    if part is not None:
+                        features = np.empty((len(source), part.shape[1]), np.float32) if features is None else features
+                        features[batch.indices] = part
+                seen += len(batch.indices)
+                bar.update(len(batch.indices))
+                if batch.last:
+                    bar.update(len(source) - seen)  # of a slide that was given up
+                    seconds = round(time.perf_counter() - started, 3)
+                    status = replace(state, seconds=seconds, patches=0 if error else len(source))
+                    yield (
+                        source,
+                        replace(status, status="failed", reason=error) if error else status,
+                        None if error else features,
+                    )
+                    features, error, started, seen = None, "", time.perf_counter(), 0
+                    if options.cache_dir is not None:
+                        remove_shared_copy(source.path, options.cache_dir)
+    finally:  # the processes that copy have ended
+        if options.cache_dir is not None:
+            for source in sources:
                 remove_shared_copy(source.path, options.cache_dir)
 
 
@@ -171,8 +183,12 @@ def _embed(encoder: Encoder, batch: Batch, options: EmbedOptions) -> tuple[str, 
     try:
         with autocast(options.device, options.precision):
             part = encoder.embed(batch.images.numpy())  # (B, D)
-    except UserError as error:
-        return str(error), None
+    except torch.OutOfMemoryError as error:
+        return f"{error} Use a smaller --batch-size than {options.batch_size}.", None
+    except Exception as error:  # of any encoder: one slide's surprise must not end the others
+        return _reason(error), None
+    if part.ndim != 2 or len(part) != len(batch.indices):
+        return f"the encoder returned shape {part.shape} for {len(batch.indices)} patches; it must be (B, D).", None
     if not np.isfinite(part).all():
         first = int(batch.indices[np.flatnonzero(~np.isfinite(part).all(axis=1))[0]])
         return (
@@ -180,6 +196,15 @@ def _embed(encoder: Encoder, batch: Batch, options: EmbedOptions) -> tuple[str, 
             "--precision bf16."
         ), None
     return "", part
+
+
+def _record(options: EmbedOptions, state: SlideState) -> None:
+    with suppress(OSError):  # the disk is full, say: the state in memory still makes the exit code and the message
+        write_state(state_path(options.out, JOB, state.name), state)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _finish(
@@ -191,8 +216,8 @@ def _finish(
 ) -> SlideState:
     try:
         write_features(options.out, source, features, encoder, options.formats)
-    except OSError as error:
-        return replace(state, status="failed", reason=str(error), patches=0)
+    except (OSError, RuntimeError) as error:
+        return replace(state, status="failed", reason=_reason(error), patches=0)
     return replace(state, status="done", details={"dimension": features.shape[1]})
 
 

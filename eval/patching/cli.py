@@ -5,7 +5,8 @@ Finds the tissue as CLAM does, lays a grid of patches over it, and writes for ev
   OUT/contours_geojson/SLIDE.geojson contours, for QuPath
   OUT/masks/SLIDE.jpg                thumbnail with contours (green), holes (blue) and patches (red)
   OUT/state/patches/SLIDE.json       done, empty or failed and why; attempts; seconds
-and for all of them OUT/process_list_autogen.csv, OUT/patches_summary.md and .json.
+and for all of them OUT/process_list_autogen.csv, OUT/patches_summary.md and .json, and OUT/slides.csv, with which
+`Slides:manifest=OUT/slides.csv:coords=OUT` is a data set of the patches.
 """
 
 import argparse
@@ -84,9 +85,14 @@ def chosen_preset(args: argparse.Namespace) -> Preset:
     """Return the preset with the changes of `--set`.
 
     Raises:
-        EvalError: an unknown preset or parameter.
+        EvalError: an unknown preset or parameter, or a change without a value.
     """
-    changes = dict(pair.partition("=")[::2] for pair in args.set)
+    changes = dict[str, str]()
+    for pair in args.set:
+        name, _, value = pair.partition("=")
+        if not value.strip():
+            raise EvalError(f"--set {pair}: it must be NAME=VALUE, e.g. sthresh=20.")
+        changes[name] = value
     return load_preset(args.preset).updated(changes, "--set")
 
 
@@ -147,6 +153,18 @@ def make_parser() -> argparse.ArgumentParser:
     work.add_argument("--shard", metavar="i/n", help="do every n-th slide only, from number i (0 to n - 1) on")
     work.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def given_patch_arguments(args: argparse.Namespace) -> list[str]:
+    """Return the options of `add_patch_arguments`, --cache-dir apart, that differ from their defaults."""
+    parser = argparse.ArgumentParser()
+    add_patch_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    return [
+        f"--{name.replace('_', '-')}"
+        for name, value in defaults.items()
+        if name != "cache_dir" and getattr(args, name) != value
+    ]
 
 
 def add_patch_arguments(parser: argparse.ArgumentParser) -> None:

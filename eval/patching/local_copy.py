@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -41,13 +41,17 @@ def shared_copy(path: Path, folder: Path) -> Path:
 
 def remove_shared_copy(path: Path, folder: Path) -> None:
     """Remove a copy; processes that have it open keep what they have."""
-    place = _shared_folder(path, folder)
-    shutil.rmtree(place, ignore_errors=True)
-    place.with_name(f"{place.name}.lock").unlink(missing_ok=True)
+    with suppress(OSError):  # the slide itself is gone, say
+        place = _shared_folder(path, folder)
+        for copy in (place, place.with_name(f"{place.name}.partial")):
+            shutil.rmtree(copy, ignore_errors=True)
+        place.with_name(f"{place.name}.lock").unlink(missing_ok=True)
 
 
 def _shared_folder(path: Path, folder: Path) -> Path:
-    return folder / f"slide-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    status = path.stat()  # a slide that was replaced must not meet the copy of its predecessor
+    identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return folder / f"slide-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _copy(path: Path, folder: Path) -> Path:

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -46,13 +47,17 @@ class Died:
 Event = Advanced | Finished | Died
 
 
-def run_tasks(work: Work, tasks: Sequence[Any], workers: int) -> Iterator[Event]:
+def run_tasks(
+    work: Work, tasks: Sequence[Any], workers: int, spoils: Callable[[Any], bool] = lambda _: False
+) -> Iterator[Event]:
     """Run `work(task, progress)` for every task and yield what happens, in the order in which it does.
 
     Args:
         work: picklable; calls `progress(n)` when it has done n units.
         tasks: picklable.
         workers: processes; 0 runs the tasks here, one after the other.
+        spoils: whether a result says that its process should not be used again (HDF5, for one, does not recover from a
+            full disk); the next task then has a new one.
 
     Closing the iterator ends the processes.
     """
@@ -72,7 +77,8 @@ def run_tasks(work: Work, tasks: Sequence[Any], workers: int) -> Iterator[Event]
             theirs.close()
         task = waiting.pop()
         busy[connection] = (process, task)
-        connection.send(tasks[task])
+        with suppress(BrokenPipeError):  # it was killed while idle, which its end of the pipe will tell
+            connection.send(tasks[task])
 
     try:
         while waiting and len(busy) < workers:
@@ -94,11 +100,13 @@ def run_tasks(work: Work, tasks: Sequence[Any], workers: int) -> Iterator[Event]
                     yield Advanced(task, value)
                     continue
                 del busy[ready]
-                if waiting:
+                if waiting and not (kind == "finished" and spoils(value)):
                     start(process, ready)
                 else:
                     ready.close()  # the process sees the end and goes
                     process.join()
+                    if waiting:
+                        start()
                 yield Finished(task, value) if kind == "finished" else Died(task, value)
     finally:
         for connection, (process, _) in busy.items():

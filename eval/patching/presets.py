@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from eval.patching.grid import CONTOUR_TESTS
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "presets"
 NONE = "none"
+_LARGEST = 2**31 - 1  # of OpenCV's integers
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,17 @@ def load_preset(name: str) -> Preset:
 
 
 def _integer(cell: str) -> int:
-    value = float(cell)  # a spreadsheet writes 8 as 8.0
-    if value != int(value):
-        raise ValueError("it must be a whole number")
+    value = _real(cell)  # a spreadsheet writes 8 as 8.0
+    if value != int(value) or abs(value) > _LARGEST:
+        raise ValueError(f"it must be a whole number, at most {_LARGEST:,}")
     return int(value)
+
+
+def _real(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value):
+        raise ValueError("it must be finite")
+    return value
 
 
 def _boolean(cell: str) -> bool:
@@ -134,7 +143,7 @@ def _numbers(cell: str) -> tuple[int, ...]:
     return () if cell.lower() in (NONE, "nan") else tuple(_integer(part) for part in cell.split(","))
 
 
-_TYPES: dict[Any, Callable[[str], Any]] = {int: _integer, float: float, bool: _boolean, str: str}
+_TYPES: dict[Any, Callable[[str], Any]] = {int: _integer, float: _real, bool: _boolean, str: str}
 _PARSERS: dict[str, Callable[[str], Any]] = {
     field.name: _TYPES.get(field.type, _numbers) for field in dataclasses.fields(Preset)
 }

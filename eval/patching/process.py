@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -38,6 +39,7 @@ from eval.patching.segmentation import Tissue, segment
 from eval.patching.state import SlideState, fingerprint, job_key, read_state, state_path, write_state
 
 _REPORT_EVERY = 64  # patches
+_TRACE = "traceback"
 
 
 def process_slide(options: PatchOptions, task: SlideTask, progress: Callable[[int], None]) -> SlideState:
@@ -55,25 +57,36 @@ def process_slide(options: PatchOptions, task: SlideTask, progress: Callable[[in
         content = fingerprint(task.path)
     except OSError as error:
         content = f"unreadable: {error}"
-    key = job_key({**options.settings(), **asdict(task.preset), "mpp": task.mpp}, content)
+    settings = task_settings(options, task)
+    key = job_key(settings, content)
     same = before if before is not None and before.key == key else None
     if same is not None and same.final and _complete(options, same):
         return same
     attempts = 1 if same is None else same.attempts + 1
-    state = SlideState(task.name, str(task.path), key, "running", attempts=attempts)
+    state = SlideState(task.name, str(task.path), key, "running", attempts=attempts, settings=job_key(settings))
     write_state(path, state)
     _remove_outputs(options, task.name)  # those of other settings must not pass for these
     started = time.perf_counter()
     try:
         state = _process(options, task, state, progress)
-    except (UserError, OSError) as error:
+    except UserError as error:
         state = replace(state, status="failed", reason=str(error))
     except Exception as error:  # one slide's surprise must not end the others
-        trace = {"traceback": traceback.format_exc()}
-        state = replace(state, status="failed", reason=f"{type(error).__name__}: {error}", details=trace)
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        state = replace(state, status="failed", reason=reason, details={_TRACE: traceback.format_exc()})
     state = replace(state, seconds=round(time.perf_counter() - started, 3))
     write_state(path, state)
     return state
+
+
+def task_settings(options: PatchOptions, task: SlideTask) -> dict[str, Any]:
+    """Return what decides a slide's outcome, besides its content."""
+    return {**options.settings(), **asdict(task.preset), "mpp": task.mpp}
+
+
+def failed_unforeseen(state: SlideState) -> bool:
+    """Whether a slide's failure may have left the libraries of its process damaged."""
+    return _TRACE in state.details
 
 
 def _process(options: PatchOptions, task: SlideTask, state: SlideState, progress: Callable[[int], None]) -> SlideState:

@@ -70,3 +70,12 @@ def write_process_list(
             row["seg_level"] = state.details["seg_level"]
         writer.writerow(row)
     write_text(path, text.getvalue())
+
+
+def write_manifest(path: Path, slides: Iterable[Path]) -> None:
+    """Write the slides that have patches as the data set `Slides` takes them: a column `slide` of absolute paths."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["slide"])
+    writer.writerows([slide.absolute()] for slide in slides)
+    write_text(path, text.getvalue())

@@ -12,13 +12,14 @@ from dinov2.slides.open import slide_name
 from eval.patching.options import JOB, PatchOptions, SlideTask
 from eval.patching.pool import Advanced, Died, Event, Finished, run_tasks
 from eval.patching.presets import Preset
-from eval.patching.process import process_slide
-from eval.patching.process_list import read_process_list, write_process_list
+from eval.patching.process import failed_unforeseen, process_slide, task_settings
+from eval.patching.process_list import read_process_list, write_manifest, write_process_list
 from eval.patching.slides import Shard, find_slides, read_mpps, take_shard
-from eval.patching.state import SlideState, read_state, state_path, write_state
+from eval.patching.state import SlideState, job_key, read_state, state_path, write_state
 from eval.patching.summary import write_summary
 
 PROCESS_LIST = "process_list_autogen.csv"  # CLAM's name
+MANIFEST = "slides.csv"
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,11 @@ class Plan:
     """All slides of a job, and the tasks of this shard.
 
     Attributes:
-        slides: name -> path, of all shards.
-        presets: name -> parameters.
+        slides: name -> what it would be done with, of all shards.
         tasks: what is to be done here.
     """
 
-    slides: Mapping[str, Path]
-    presets: Mapping[str, Preset]
+    slides: Mapping[str, SlideTask]
     tasks: Sequence[SlideTask]
 
 
@@ -70,8 +69,8 @@ def make_plan(
     presets = {name: preset if listed is None else listed[name].preset for name in slides}
     chosen = [name for name in slides if listed is None or listed[name].process]
     mine = {slide_name(path) for path in take_shard([slides[name] for name in chosen], shard)}
-    tasks = [SlideTask(name, slides[name], presets[name], mpps.get(name, mpp)) for name in chosen if name in mine]
-    return Plan(slides, presets, tasks)
+    tasks = {name: SlideTask(name, slides[name], presets[name], mpps.get(name, mpp)) for name in slides}
+    return Plan(tasks, [tasks[name] for name in chosen if name in mine])
 
 
 def run_patching(
@@ -79,8 +78,8 @@ def run_patching(
 ) -> list[SlideState]:
     """Do what is missing, and return the states of this shard's slides.
 
-    Writes the folders that `PatchOptions.outputs` names, OUT/process_list_autogen.csv and the summary, the last two
-    also when interrupted.
+    Writes the folders that `PatchOptions.outputs` names, and OUT/process_list_autogen.csv, OUT/slides.csv and the
+    summary, these also when interrupted.
 
     Args:
         plan: see `make_plan`.
@@ -95,35 +94,45 @@ def run_patching(
             tqdm(total=len(plan.tasks), unit="slide", desc=JOB, disable=not progress) as slide_bar,
             tqdm(unit="patch", desc="pixels", disable=not (progress and options.pixels)) as patch_bar,
         ):
-            for event in run_tasks(partial(process_slide, options), plan.tasks, workers):
+            for event in run_tasks(partial(process_slide, options), plan.tasks, workers, failed_unforeseen):
                 if isinstance(event, Advanced):
                     patch_bar.update(event.count)
                     continue
-                state = _outcome(event, plan.tasks[event.task], options.out)
+                state = _outcome(event, plan.tasks[event.task], options)
                 states[state.name] = state
                 slide_bar.update()
                 failed = sum(s.status == "failed" for s in states.values())
                 slide_bar.set_postfix(patches=sum(s.patches for s in states.values()), failed=failed)
     finally:
-        _write_reports(plan, options.out, states, settings)
+        _write_reports(plan, options, states, settings)
     return [states[task.name] for task in plan.tasks]
 
 
-def _outcome(event: Event, task: SlideTask, out: Path) -> SlideState:
+def _outcome(event: Event, task: SlideTask, options: PatchOptions) -> SlideState:
     if isinstance(event, Finished):
         return event.result
     assert isinstance(event, Died)
-    path = state_path(out, JOB, task.name)
-    state = read_state(path) or SlideState(task.name, str(task.path), "", "running")
-    state = replace(state, status="failed", reason=event.reason)
+    path = state_path(options.out, JOB, task.name)
+    before, settings = read_state(path), job_key(task_settings(options, task))
+    if before is None or before.settings != settings:  # it died before it began
+        before = SlideState(task.name, str(task.path), "", "running", settings=settings)
+    state = replace(before, status="failed", reason=event.reason)
     with suppress(OSError):  # the disk is full, say: the state in memory still makes the exit code and the message
         write_state(path, state)
     return state
 
 
-def _write_reports(plan: Plan, out: Path, here: Mapping[str, SlideState], settings: Mapping[str, object]) -> None:
-    """Write process list and summary of all slides, those that other shards have done included."""
-    known = {name: here.get(name) or read_state(state_path(out, JOB, name)) for name in plan.slides}
-    states = [state for state in known.values() if state is not None]
-    write_process_list(out / PROCESS_LIST, plan.slides, plan.presets, states)
-    write_summary(out, JOB, states, settings, [name for name, state in known.items() if state is None])
+def _write_reports(
+    plan: Plan, options: PatchOptions, here: Mapping[str, SlideState], settings: Mapping[str, object]
+) -> None:
+    """Write process list, manifest and summary of all slides, those that other shards have done included."""
+    out, known = options.out, dict(here)
+    for name, task in plan.slides.items():
+        state = None if name in known else read_state(state_path(out, JOB, name))
+        if state is not None and state.settings == job_key(task_settings(options, task)):
+            known[name] = state
+    states = [known[name] for name in plan.slides if name in known]
+    slides = {name: task.path for name, task in plan.slides.items()}
+    write_process_list(out / PROCESS_LIST, slides, {name: task.preset for name, task in plan.slides.items()}, states)
+    write_manifest(out / MANIFEST, [slides[state.name] for state in states if state.status == "done"])
+    write_summary(out, JOB, states, settings, [name for name in plan.slides if name not in known])

@@ -35,6 +35,7 @@ class SlideState:
         seconds: of the last attempt.
         patches: how many came out.
         details: whatever the job adds (resolution, level, ...).
+        settings: key of the settings alone, by which another job's outcome is told without reading the slide.
     """
 
     name: str
@@ -46,6 +47,7 @@ class SlideState:
     seconds: float = 0.0
     patches: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+    settings: str = ""
 
     @property
     def final(self) -> bool:

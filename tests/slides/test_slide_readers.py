@@ -160,10 +160,67 @@ def test_a_slide_that_opens_but_lacks_its_last_tiles(image, tmp_path, write_slid
     assert int.from_bytes(data[position + 4 * 34 : position + 4 * 35], "little") == last
     data[position + 4 * 34 : position + 4 * 35] = (len(data) - 10).to_bytes(4, "little")
     path.write_bytes(data)
-    with open_slide(path), pytest.raises(SlideError, match="cut off: its tiles reach to byte"):
+    with open_slide(path), pytest.raises(SlideError, match="cut off: it reaches to byte"):
         check_whole(path)
     with TiffReader(path) as slide, pytest.raises(SlideError, match="row 4, column 6 of level 0"):
         slide.read_region((0, 0), 0, (420, 300))
+
+
+@pytest.mark.parametrize("slide", [SVS, pytest.param(TCGA, marks=pytest.mark.shared)])
+def test_a_slide_cut_behind_its_first_directory(tmp_path, slide) -> None:
+    if not slide.exists():
+        pytest.skip("the shared data are not beside the checkout")
+    data, cut = slide.read_bytes(), tmp_path / "cut.svs"
+    cut.write_bytes(data)
+    check_whole(cut)
+    for part in (0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.999):
+        cut.write_bytes(data[: int(part * len(data))])
+        with pytest.raises(SlideError, match="cut off"):
+            check_whole(cut)
+    cut.write_bytes(data[:-1])
+    with pytest.raises(SlideError, match="cut off"):
+        check_whole(cut)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_cut_level_of_an_ome_tiff(image, tmp_path, bigtiff) -> None:
+    path = tmp_path / "a.ome.tiff"
+    with tifffile.TiffWriter(path, ome=True, bigtiff=bigtiff) as writer:
+        writer.write(image, tile=(64, 64), subifds=1, metadata={"axes": "YXS"})
+        writer.write(image[::2, ::2], tile=(64, 64), subfiletype=1)
+    check_whole(path)
+    with tifffile.TiffFile(path) as file:
+        level = file.pages[0].pages[0]
+        places = [level.offset + 5, level.dataoffsets[-1] + 10]
+    data = path.read_bytes()
+    for place in places:
+        path.write_bytes(data[:place])
+        with pytest.raises(SlideError, match="cut off"):
+            check_whole(path)
+
+
+@pytest.mark.parametrize("photometric", ["palette", "miniswhite"])
+def test_colours_that_are_not_rgb_are_refused(image, tmp_path, photometric) -> None:
+    more = {"colormap": np.zeros((3, 256), np.uint16)} if photometric == "palette" else {}
+    tifffile.imwrite(tmp_path / "a.tif", image[..., 0], photometric=photometric, tile=(64, 64), **more)
+    with pytest.raises(SlideError, match=f"{photometric.upper()}.*Export"):
+        TiffReader(tmp_path / "a.tif")
+
+
+def test_padding_of_the_last_tiles_is_no_tissue(tmp_path) -> None:
+    full = np.full((128, 128, 3), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", full, photometric="rgb", tile=(64, 64))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        for tag in ("ImageWidth", "ImageLength"):  # the tiles now reach beyond the image
+            place = file.pages[0].tags[tag].valueoffset
+            data[place : place + 2] = (100).to_bytes(2, "little")
+    (tmp_path / "a.tif").write_bytes(data)
+    with TiffReader(tmp_path / "a.tif") as slide:
+        region = slide.read_region((0, 0), 0, (128, 128))
+    assert (region[:100, :100] == 200).all()
+    assert not region[100:].any()
+    assert not region[:, 100:].any()
 
 
 def test_damaged_pixels_are_named(tmp_path) -> None:

@@ -1,8 +1,12 @@
 """`python -m eval.embed`: features against the encoder on pixels read by hand, reruns, shards, and bad slides."""
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import h5py
@@ -12,12 +16,14 @@ import torch
 from torch import nn
 
 from dinov2.slides import open_slide
+from eval.embedding import cli as cli_module
 from eval.embedding import loader as loader_module
 from eval.embedding.cli import main
 from eval.embedding.devices import resolve_devices
 from eval.encoders import ColorStats, make_encoder
 from eval.errors import EvalError
 from eval.patching.cli import main as patch_main
+from eval.patching.local_copy import shared_copy
 
 SMALL = ("--patch-size", 32, "--set", "a_t=0.05", "mthresh=5")
 
@@ -187,6 +193,128 @@ def test_a_killed_reader_costs_one_slide(patched, tmp_path, capsys, monkeypatch)
     assert set(features(tmp_path / "f")) == {"s0", "s1", "s2"}
 
 
+class Slow(ColorStats):
+    """An encoder during whose work another process kills the readers."""
+
+    def embed(self, images):
+        children = multiprocessing.active_children()
+        if children and not killed:
+            killed.extend(child.pid for child in children)
+            for child in children:
+                subprocess.run(["kill", "-9", str(child.pid)], check=True)
+            time.sleep(0.5)
+        return super().embed(images)
+
+
+killed: list[int] = []
+
+
+def test_readers_killed_while_the_encoder_works_are_replaced(slides, patched, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cli_module, "make_encoder", lambda *_, **__: Slow())
+    before = signal.getsignal(signal.SIGCHLD)
+    arguments = ("--encoder", "slow", "--coords", patched, "--out", tmp_path / "f", "--batch-size", 4, "--workers", 2)
+    assert embed(*arguments) == 0
+    assert len(killed) == 2
+    for name, array in features(tmp_path / "f").items():
+        np.testing.assert_array_equal(array, by_hand(slides, patched, name))
+    if callable(before):
+        assert signal.getsignal(signal.SIGCHLD) is before
+
+
+class Choosy(ColorStats):
+    """An encoder that fails at its second call."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.calls = error, 0
+
+    def embed(self, images):
+        self.calls += 1
+        if self.calls == 2:
+            raise self.error
+        return super().embed(images)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "Use a smaller --batch-size than 64"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
+def test_an_encoders_error_costs_one_slide(patched, tmp_path, capsys, monkeypatch, error, message) -> None:
+    monkeypatch.setattr(cli_module, "make_encoder", lambda *_, **__: Choosy(error))
+    assert embed("--encoder", "x", "--coords", patched, "--out", tmp_path / "f", "--workers", 0) == 1
+    assert message in capsys.readouterr().err
+    assert len(features(tmp_path / "f")) == 2
+
+
+def test_full_shared_memory_is_an_error_of_the_slide(patched, tmp_path, capsys, monkeypatch) -> None:
+    def full(self):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    assert embed("--encoder", "color-stats", "--coords", patched, "--out", tmp_path / "f", "--workers", 1) == 1
+    assert "does not fit into shared memory: unable to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["h5", "pt"])
+def test_features_that_cannot_be_written(patched, tmp_path, capsys, monkeypatch, kind) -> None:
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    command = ("--encoder", "color-stats", "--coords", patched, "--out", tmp_path / "f", "--workers", 0)
+    assert embed(*command, "--formats", kind) == 1
+    assert capsys.readouterr().err.count("No space left on device") == 3
+    assert not list((tmp_path / "f" / f"{kind}_files").iterdir())
+
+
+def test_damaged_pixels_cost_one_slide(patched, tmp_path, capsys) -> None:
+    path = patched / "patches" / "s1.h5"
+    with h5py.File(path, "r+") as file:
+        del file["coords"]
+        file.create_group("coords")
+    assert embed("--encoder", "color-stats", "--patches", patched, "--out", tmp_path / "f", "--workers", 0) == 1
+    assert "failed: s1: " in capsys.readouterr().err
+    assert set(features(tmp_path / "f")) == {"s0", "s2"}
+
+
+@pytest.mark.parametrize("option", ["--coords", "--patches"])
+def test_slides_that_patching_failed_at_are_not_lost(slides, patched, tmp_path, capsys, option) -> None:
+    for name, status in (("white", "empty"), ("cut", "failed")):
+        state = {"name": name, "slide": str(slides / name), "key": "", "status": status, "reason": "the reason"}
+        (patched / "state" / "patches" / f"{name}.json").write_text(json.dumps(state))
+    command = ("--encoder", "color-stats", option, patched, "--out", tmp_path / "f", "--workers", 0)
+    assert embed(*command) == 1
+    printed = capsys.readouterr().err
+    assert "empty: white: no tissue" in printed
+    assert "failed: cut: patching failed: the reason" in printed
+    (patched / "state" / "patches" / "cut.json").unlink()
+    assert embed(*command[:2], option, patched / "patches", *command[4:]) == 3
+
+
+def test_the_summary_leaves_out_other_encoders(patched, tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    command = ("--coords", patched, "--out", tmp_path, "--workers", 0)
+    assert embed("--encoder", "color-stats", *command) == 0
+    assert embed("--encoder", CONVOLUTION, *command, "--shard", "0/3") == 0
+    assert json.loads((tmp_path / "embed_summary.json").read_text())["totals"]["done"] == 1
+
+
+def test_a_copy_of_a_slide_that_was_replaced_is_not_used(tmp_path) -> None:
+    slide, cache = tmp_path / "a.tif", tmp_path / "cache"
+    slide.write_bytes(b"old")
+    assert shared_copy(slide, cache).read_bytes() == b"old"
+    slide.write_bytes(b"newer")
+    assert shared_copy(slide, cache).read_bytes() == b"newer"
+
+
+def test_batches_can_be_pinned() -> None:
+    assert callable(loader_module.Batch.pin_memory)  # how the DataLoader finds out
+    failed = loader_module.Batch(0, np.arange(1), None, True, "why")
+    assert failed.pin_memory() is failed
+
+
 def test_a_local_copy_gives_the_same(slides, patched, tmp_path) -> None:
     for name, more in (("plain", ()), ("cached", ("--cache-dir", tmp_path / "cache"))):
         arguments = ("--encoder", "color-stats", "--slides", slides, "--coords", patched, "--out", tmp_path / name)
@@ -238,6 +366,8 @@ def test_pooling_reaches_the_encoder(slides, tmp_path) -> None:
         (["--slides", "nowhere"], "no such file or folder"),
         (["--coords", ".", "--checkpoint", "x"], "give one encoder"),
         (["--coords", ".", "--batch-size", "0"], "--batch-size 0"),
+        (["--coords", ".", "--preset", "tcga", "--target-mpp", "1"], "--preset, --target-mpp: the patches are those"),
+        (["--patches", ".", "--mpp", "1"], "--mpp: the patches are those of --patches"),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, monkeypatch, arguments, message) -> None:

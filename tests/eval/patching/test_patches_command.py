@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dinov2.data.datasets.slides import Slides
 from eval.patching.cli import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -186,3 +187,45 @@ def test_help_has_examples(capsys) -> None:
     text = capsys.readouterr().out
     assert "examples:" in text
     assert "Exit codes" in text
+
+
+def test_a_file_that_cannot_be_written_costs_its_slide_only(slides, tmp_path, write_slide, draw_tissue) -> None:
+    """A limit on the size of files stands for the full disk: HDF5 does not recover from either in the same process."""
+    write_slide(slides / "large.tif", draw_tissue((1000, 1000), [(0, 0, 1000, 1000)]), mpp=0.5)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000));"
+        "from eval.patching.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["--slides", slides, "--out", tmp_path / "out", "--pixels", "h5", "--no-overview", "--quiet", *SMALL]
+    arguments = [sys.executable, "-c", code, *map(str, command)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert "5 slides: 4 done, 0 without tissue, 1 failed" in done.stdout, done.stderr
+    assert "failed: large: " in done.stderr
+    assert set(coords(tmp_path / "out")) == {"s0", "s1", "s2", "s3"}
+    assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
+def test_the_manifest_is_a_data_set_of_the_patches(slides, tmp_path, write_slide, draw_tissue) -> None:
+    write_slide(slides / "white.tif", draw_tissue((300, 300), []))
+    out = tmp_path / "out"
+    assert patches("--slides", slides, "--out", out, *SMALL) == 3
+    data = Slides(str(out / "slides.csv"), str(out))
+    assert len(data) == sum(map(len, coords(out).values()))
+    assert data.decode(0).shape == (3, 32, 32)
+
+
+def test_reports_leave_out_the_outcomes_of_other_settings(slides, tmp_path) -> None:
+    command = ("--slides", slides, "--out", tmp_path)
+    assert patches(*command, *SMALL) == 0
+    assert patches(*command, *SMALL, "--overlap", 8, "--shard", "0/2") == 0
+    totals = json.loads((tmp_path / "patches_summary.json").read_text())["totals"]
+    assert (totals["slides"], totals["done"], totals["not_begun"]) == (4, 2, 2)
+    rows = (tmp_path / "process_list_autogen.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1:3] for row in rows] == [["0", "processed"], ["1", "tbp"]] * 2
+
+
+@pytest.mark.parametrize("change", ["sthresh", "sthresh=", "a_t=inf", "a_t=nan", "close=inf", "mthresh=1e300"])
+def test_changes_of_the_preset_without_a_usable_value(slides, tmp_path, capsys, change) -> None:
+    assert patches("--slides", slides, "--out", tmp_path / "out", "--set", change) == 2
+    assert "--set" in capsys.readouterr().err

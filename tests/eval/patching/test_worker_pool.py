@@ -50,3 +50,18 @@ def test_closing_the_iterator_ends_the_processes() -> None:
     events.close()
     with pytest.raises(ProcessLookupError):
         os.kill(first.result, 0)
+
+
+def own_number(task, progress):
+    """Return the number of its process; runs in another process, hence at module level."""
+    return task, os.getpid()
+
+
+def spoils_two(result) -> bool:
+    return result[0] == 2
+
+
+def test_a_spoiled_process_is_not_used_again() -> None:
+    events = run_tasks(own_number, [1, 2, 3, 4], 1, spoils_two)
+    numbers = dict(event.result for event in events if isinstance(event, Finished))
+    assert numbers[1] == numbers[2] != numbers[3] == numbers[4]
