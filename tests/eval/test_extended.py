@@ -216,12 +216,12 @@ def test_a_gene_absent_in_one_study_is_no_candidate(root):
 def test_precomputed_embeddings_are_aligned_by_barcode(root):
     task = load(root)
     encoder = Precomputed(f"precomputed:{root}/SYNTH/embeddings")
-    before, key = encoder.features(task)["S001"], encoder.settings(task)["weights_hash"]
+    before, key = encoder.features(task)["S001"], encoder.settings["weights_hash"]
     with h5py.File(root / "SYNTH" / "embeddings" / "S001.h5", "r+") as file:
         for name in ("embeddings", "barcode"):
             file[name][...] = file[name][()][::-1]
     np.testing.assert_array_equal(encoder.features(task)["S001"], before)
-    assert encoder.settings(task)["weights_hash"] != key
+    assert Precomputed(encoder.name).settings["weights_hash"] != key
 
 
 def test_embeddings_of_another_data_set(root, tmp_path):
@@ -234,6 +234,9 @@ def test_embeddings_of_another_data_set(root, tmp_path):
         encoder.features(task)
     (folder / "S001.h5").unlink()
     with pytest.raises(EvalError, match=r"no S001\.h5 or S001\.npy"):
+        encoder.features(task)
+    (folder / "S001.npy").write_text("no array")
+    with pytest.raises(EvalError, match=r"S001\.npy: not a readable \.npy file"):
         encoder.features(task)
     np.save(folder / "S001.npy", np.zeros((5, 3), dtype=np.float32))
     with pytest.raises(EvalError, match="they must be"):
