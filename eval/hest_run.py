@@ -167,6 +167,13 @@ def find_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise EvalError(f"device {name}: torch {torch.__version__} sees no CUDA device here. Use --device cpu or auto.")
+    if name.startswith("cuda"):
+        try:
+            index = torch.device(name).index or 0
+        except RuntimeError as error:
+            raise EvalError(f"device {name!r}: it must be auto, cpu, cuda or cuda:N.") from error
+        if index >= torch.cuda.device_count():
+            raise EvalError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0.")
     return name
 
 
