@@ -22,7 +22,7 @@ from dinov2.utils.files import write_text
 from eval.errors import EvalError, nearest
 from eval.results import read_results
 from eval.statistics import Interval, Metric, Unit, holm, interval, paired_p, unit_scores
-from eval.tables import Row
+from eval.tables import Row, markdown_cell
 
 EXAMPLES = """examples:
   python -m eval.compare results/hvg
@@ -120,12 +120,15 @@ def compare(
 def report(scores: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], metric: Metric) -> str:
     """Both tables as Markdown."""
     lines = [f"| task | split | encoder | units | {metric} (95% interval) |", "|---|---|---|---|---|"]
-    lines += [f"| {s['task']} | {s['split']} | {s['encoder']} | {s['units']} | {_interval(s)} |" for s in scores]
+    lines += [
+        f"| {s['task']} | {s['split']} | {markdown_cell(s['encoder'])} | {s['units']} | {_interval(s)} |"
+        for s in scores
+    ]
     if tests:
         lines += ["", "| task | split | A | B | units | A - B (95% interval) | p | p (Holm) |", "|---" * 8 + "|"]
         lines += [
-            f"| {t['task']} | {t['split']} | {t['a']} | {t['b']} | {t['units']} | {_interval(t)} | {t['p']:.4f} | "
-            f"{t['p_holm']:.4f} |"
+            f"| {t['task']} | {t['split']} | {markdown_cell(t['a'])} | {markdown_cell(t['b'])} | {t['units']} | "
+            f"{_interval(t)} | {t['p']:.4f} | {t['p_holm']:.4f} |"
             for t in tests
         ]
         few = min(t["units"] for t in tests)

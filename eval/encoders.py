@@ -5,7 +5,7 @@
 | `checkpoint:PATH` | a pretrained backbone: run or checkpoint folder, teacher.safetensors, `.pth` of DINOv2 |
 | `random:NAME` | an architecture of `dinov2.models` with fresh weights, e.g. `random:mvhybrid_tiny` |
 | `random:PATH` | a checkpoint's architecture and normalisation with fresh weights |
-| `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm |
+| `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm; NAME may be `hf-hub:ORG/NAME` |
 | `torchscript:FILE[,size=PX,mean=R/G/B,std=R/G/B]` | a TorchScript file; ours needs no options |
 | `MODULE:FUNCTION` or `factory:MODULE:FUNCTION` | what a Python function returns, see `eval.factory_encoder` |
 | `color-stats` | 12 statistics of the pixels: what an encoder must beat to have learnt anything |
