@@ -78,6 +78,16 @@ def test_patches_are_centred_and_of_the_asked_scale(hest, tmp_path):
     assert np.ptp(image[20, :, 0]) == pytest.approx(80 / 4, abs=2)
 
 
+def test_a_damaged_slide_is_named(hest, tmp_path, monkeypatch, capsys):
+    def damaged(*_):
+        raise openslide.OpenSlideError("JPEG decoding failed")
+
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", damaged)
+    assert main(command(hest, tmp_path / "CRC", "--patch-px", "16")) == 2
+    assert re.search(r"S1\.tif: damaged around \[200.*JPEG decoding failed", capsys.readouterr().err)
+    assert not list((tmp_path / "CRC" / "patches").iterdir())
+
+
 def test_what_lies_outside_the_slide_is_white(hest, tmp_path):
     adata = anndata.read_h5ad(hest / "st" / "S1.h5ad")
     adata.obsm["spatial"][0] = (0, 0)
