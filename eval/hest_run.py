@@ -94,8 +94,10 @@ def run(
     rows = open_results(out, settings, force=force)
     device = find_device(work.device)
     wanted = list(dict.fromkeys(specs))
-    for spec in wanted[1:]:  # a mistake in the last one should not show after the first has embedded everything
-        _encoder(spec, pooling, "cpu", seed)
+    if len(wanted) > 1:  # a mistake in the last one should not show after the first has embedded everything
+        called = [_encoder(spec, pooling, "cpu", seed).name for spec in wanted]
+        if twice := sorted({name for name in called if called.count(name) > 1}):
+            raise EvalError(f"encoder name {twice[0]!r}: two of {', '.join(wanted)} have it. Give each its own `name`.")
     names = list(dict.fromkeys(tasks))
     loaded = [
         load_extended(bench_root, n, extended, progress=work.progress) if extended else load_task(bench_root, n)

@@ -103,27 +103,24 @@ def check_mergeable(rows: Sequence[Row], out: Path, task: str, split: str, data_
         )
 
 
-def merge(rows: Sequence[Row], new: Row) -> list[Row]:
-    """Put `new` in place of the row of its encoder, task and split.
+def merge(rows: Sequence[Row], *new: Row) -> list[Row]:
+    """Put each of `new` in place of the row of its encoder, task and split.
 
-    Rows of an encoder of this name with another key (retrained, another transform, other files) are dropped, and a
-    warning names those that `new` does not replace.
+    Rows of an encoder of that name with another key (retrained, another transform, other files) are dropped, and a
+    warning names those that none of `new` replaces.
     """
-    kept, dropped = [], []
-    for old in rows:
-        same_place = (old["encoder"], old["task"], old["split"]) == (new["encoder"], new["task"], new["split"])
-        if old["encoder"] == new["encoder"] and old["encoder_key"] != new["encoder_key"] and not same_place:
-            dropped.append(f"{old['task']} ({old['split']})")
-        elif not same_place:
-            kept.append(old)
+    places = {(row["encoder"], row["task"], row["split"]) for row in new}
+    keys = {row["encoder"]: row["encoder_key"] for row in new}
+    others = [row for row in rows if (row["encoder"], row["task"], row["split"]) not in places]
+    kept = [row for row in others if keys.get(row["encoder"], row["encoder_key"]) == row["encoder_key"]]
+    dropped = [f"{row['encoder']} on {row['task']} ({row['split']})" for row in others if row not in kept]
     if dropped:
         logger.warning(
-            "encoder %s: its weights or settings have changed since; its old rows are dropped: %s. Evaluate it there "
+            "weights or settings of the encoder have changed since; its old rows are dropped: %s. Evaluate it there "
             "again.",
-            new["encoder"],
             ", ".join(dropped),
         )
-    return [*kept, new]
+    return [*kept, *new]
 
 
 def add_results(
@@ -147,7 +144,7 @@ def add_results(
         rows = open_results(out, settings, force=force)
         for row in new:
             check_mergeable(rows, out, row["task"], row["split"], row["data_hash"], row["content_hash"])
-            rows = merge(rows, row)
+        rows = merge(rows, *new)
         write_results(out, rows, settings, run)
     return rows
 

@@ -71,6 +71,7 @@ def test_other_settings_in_the_folder(bench, tmp_path, capsys):
         ),
         (["--encoder", "color-stats", "--components", "3"], "the head 'ridge' has no use for it"),
         (["--encoder", "color-stats", "--batch-size", "0"], "must be 1 or more"),
+        (["--encoder", "color-stats", "eval.encoders:ColorStats"], "encoder name 'color-stats': two of"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, message):
