@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,15 +22,16 @@ from dinov2.utils.files import write_text
 from eval.errors import EvalError, nearest
 from eval.results import read_results
 from eval.statistics import Interval, Metric, Unit, holm, interval, paired_p, unit_scores
-from eval.tables import Row
+from eval.tables import Row, markdown_cell
 
 EXAMPLES = """examples:
   python -m eval.compare results/hvg
   python -m eval.compare results/mvhybrid results/vit12 results/vit24 --reference checkpoint:runs/vit12 \\
       --out results/compare
 
-An encoder that occurs in several folders is called FOLDER/ENCODER. With few patients no p-value can be small: with n of
-them the smallest is 2 / 2^n. Exit codes: 0 done, 2 something given is wrong.
+An encoder that occurs in several folders is called FOLDER/ENCODER, with as many parents as tell them apart. With few
+patients no p-value can be small: with n of them the smallest is 2 / 2^n.
+Exit codes: 0 done, 2 something given is wrong.
 """
 
 
@@ -37,12 +39,12 @@ def load_rows(paths: Sequence[Path]) -> list[Row]:
     """Rows of all files, encoders that occur in several told apart by `label`.
 
     Raises:
-        EvalError: a file cannot be read, or two have results of one task and split on different data.
+        EvalError: a file cannot be read or is given twice, two have results of one task and split on different data, or
+            an encoder's label occurs twice for one task and split.
     """
     rows: list[Row] = []
-    for path in paths:
-        folder = path.parent if path.is_file() else path
-        rows += [{**row, "folder": folder.name or str(folder)} for row in read_results(path)["results"]]
+    for path, folder in zip(paths, _folder_names(paths), strict=True):
+        rows += [{**row, "folder": folder} for row in read_results(path)["results"]]
     hashes: dict[tuple[str, str], str] = {}
     for row in rows:
         place = (row["task"], row["split"])
@@ -51,14 +53,29 @@ def load_rows(paths: Sequence[Path]) -> list[Row]:
                 f"{row['task']} ({row['split']}): the results are on different data (patches, counts, genes or folds "
                 "differ), so that encoders cannot be compared. Evaluate all of them on the same."
             )
-    places: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        key = (row["task"], row["split"], row["encoder"])
-        places[key] = places.get(key, 0) + 1
+    places = Counter((row["task"], row["split"], row["encoder"]) for row in rows)
     repeated = {encoder for (_, _, encoder), times in places.items() if times > 1}
     for row in rows:
         row["label"] = f"{row['folder']}/{row['encoder']}" if row["encoder"] in repeated else row["encoder"]
+    labels = Counter((row["task"], row["split"], row["label"]) for row in rows)
+    if twice := [key for key, times in labels.items() if times > 1]:
+        raise EvalError(
+            f"{twice[0][0]} ({twice[0][1]}): two results would both be called {twice[0][2]!r}. Rename one of the "
+            "folders, or leave one of them out."
+        )
     return rows
+
+
+def _folder_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart."""
+    places = [path.resolve() for path in paths]
+    places = [place.parent if place.name == "results.json" else place for place in places]
+    if twice := [path for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise EvalError(f"{', '.join(map(str, twice))}: one results folder given more than once. Give it once.")
+    depth = 1
+    while len({place.parts[-depth:] for place in places}) < len(places):
+        depth += 1
+    return [str(Path(*place.parts[-depth:])) for place in places]
 
 
 def compare(
@@ -103,12 +120,15 @@ def compare(
 def report(scores: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], metric: Metric) -> str:
     """Both tables as Markdown."""
     lines = [f"| task | split | encoder | units | {metric} (95% interval) |", "|---|---|---|---|---|"]
-    lines += [f"| {s['task']} | {s['split']} | {s['encoder']} | {s['units']} | {_interval(s)} |" for s in scores]
+    lines += [
+        f"| {s['task']} | {s['split']} | {markdown_cell(s['encoder'])} | {s['units']} | {_interval(s)} |"
+        for s in scores
+    ]
     if tests:
         lines += ["", "| task | split | A | B | units | A - B (95% interval) | p | p (Holm) |", "|---" * 8 + "|"]
         lines += [
-            f"| {t['task']} | {t['split']} | {t['a']} | {t['b']} | {t['units']} | {_interval(t)} | {t['p']:.4f} | "
-            f"{t['p_holm']:.4f} |"
+            f"| {t['task']} | {t['split']} | {markdown_cell(t['a'])} | {markdown_cell(t['b'])} | {t['units']} | "
+            f"{_interval(t)} | {t['p']:.4f} | {t['p_holm']:.4f} |"
             for t in tests
         ]
         few = min(t["units"] for t in tests)

@@ -5,13 +5,14 @@
 | `checkpoint:PATH` | a pretrained backbone: run or checkpoint folder, teacher.safetensors, `.pth` of DINOv2 |
 | `random:NAME` | an architecture of `dinov2.models` with fresh weights, e.g. `random:mvhybrid_tiny` |
 | `random:PATH` | a checkpoint's architecture and normalisation with fresh weights |
-| `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm |
+| `timm:NAME[,pretrained=false][,checkpoint=FILE]` | a model of timm; NAME may be `hf-hub:ORG/NAME` |
 | `torchscript:FILE[,size=PX,mean=R/G/B,std=R/G/B]` | a TorchScript file; ours needs no options |
-| `factory:MODULE:FUNCTION` | what a Python function returns, see `eval.factory_encoder` |
+| `MODULE:FUNCTION` or `factory:MODULE:FUNCTION` | what a Python function returns, see `eval.factory_encoder` |
 | `color-stats` | 12 statistics of the pixels: what an encoder must beat to have learnt anything |
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, get_args
@@ -59,10 +60,12 @@ def make_encoder(spec: str, *, pooling: Pooling = "cls+mean", device: str = "cpu
         EvalError: unknown specification or architecture, or weights that cannot be loaded.
     """
     kind, _, argument = spec.partition(":")
+    if kind not in KINDS and argument.isidentifier() and _is_module(kind):
+        kind, argument = "factory", spec
     if kind not in KINDS or (kind == "color-stats") == bool(argument):
         raise EvalError(
             f"encoder {spec!r}: not one of checkpoint:PATH, random:NAME, random:PATH, timm:NAME, torchscript:FILE, "
-            f"factory:MODULE:FUNCTION, color-stats. {nearest(kind, KINDS)}"
+            f"MODULE:FUNCTION, color-stats. {nearest(kind, KINDS)}"
         )
     if kind == "color-stats":
         return ColorStats()
@@ -84,6 +87,13 @@ def make_encoder(spec: str, *, pooling: Pooling = "cls+mean", device: str = "cpu
     if kind == "checkpoint":
         return checkpoint_encoder(spec, argument, pooling=pooling, device=device)
     return random_encoder(spec, argument, pooling=pooling, device=device, seed=seed)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent that is no package, or a name that none can have
+        return False
 
 
 class ColorStats:

@@ -93,6 +93,7 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
             "size": len(genes),
             **settings.as_dict(),
         },
+        counts={s.name: file_hash(s.expression) for s in samples},
     )
 
 

@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 from dinov2.utils.files import replacing
 from eval.errors import EvalError, first_few
+from eval.hest_data import open_h5
+
+CUT_MPP, CUT_PX = "cut_mpp", "cut_px"  # attributes of the files written here
 
 
 def pixel_size(metadata: Path) -> float:
@@ -63,7 +66,7 @@ def cut_patches(
         slide is white.
 
     Raises:
-        EvalError: no OpenSlide, an unreadable slide, no coordinates, or no spot on the slide.
+        EvalError: no OpenSlide, an unreadable or damaged slide, no coordinates, or no spot on the slide.
     """
     try:
         import openslide
@@ -89,7 +92,10 @@ def cut_patches(
         )
         for i, centre in enumerate(centres[inside]):
             corner = np.round(centre - size / 2).astype(int)
-            region = image.read_region((int(corner[0]), int(corner[1])), 0, (size, size))
+            try:
+                region = image.read_region((int(corner[0]), int(corner[1])), 0, (size, size))
+            except openslide.OpenSlideError as error:  # a damaged tile shows only here
+                raise EvalError(f"{slide}: damaged around {centre.tolist()} ({error}). Download it again.") from error
             white = Image.new("RGB", region.size, "white")
             white.paste(region, mask=region.getchannel("A"))
             pixels[i] = np.asarray(white.resize((side, side), Image.Resampling.BICUBIC))
@@ -98,8 +104,15 @@ def cut_patches(
         file["barcode"] = np.array(barcodes, dtype="S")[inside][:, None]
         file["coords"] = np.round(centres[inside]).astype(np.int64)
         file["coords"].attrs.update(pixel_size=mpp0, patch_size=size, patch_size_target=side)
+        file.attrs.update({CUT_MPP: mpp, CUT_PX: side})
     image.close()
     return count, len(centres) - count
+
+
+def cut_at(patches: Path) -> tuple[float, int] | None:
+    """Microns a pixel and width of the patches of a file that `cut_patches` has written; None for any other file."""
+    with open_h5(patches) as file:
+        return (float(file.attrs[CUT_MPP]), int(file.attrs[CUT_PX])) if CUT_MPP in file.attrs else None
 
 
 def _spots(expression: Path) -> tuple[Sequence[str], NDArray[np.float64]]:

@@ -30,7 +30,7 @@ from eval.splits import Sample, read_folds
 class Task:
     """A checked task: `expression` holds, for each sample, the log1p counts (N, G) in the order of its patches.
 
-    `panel` records how the genes were chosen, `content` the sha256 of each sample's patches file.
+    `panel` records how the genes were chosen, `content` and `counts` the sha256 of each sample's patches and h5ad file.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Task:
     content: Mapping[str, str]
     splits: tuple[Split, ...]
     panel: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
 
     def data_hash(self, split: Split) -> str:
         """sha256 of all that decides a score besides the encoder: genes, folds, expression and patches."""
@@ -50,6 +51,10 @@ class Task:
             digest.update(self.expression[name].tobytes())
             digest.update(split.labels[name].astype(np.int64).tobytes())
         return digest.hexdigest()
+
+    def content_hash(self) -> str:
+        """sha256 of the samples' names and files, the same for every split, panel and fold seed."""
+        return hashlib.sha256(json.dumps([dict(self.content), dict(self.counts)], sort_keys=True).encode()).hexdigest()
 
     def origin(self, sample: str) -> Origin:
         """Patient, study and slide of a sample, as far as known."""
@@ -89,6 +94,7 @@ def load_task(bench_root: Path, name: str) -> Task:
         content={s.name: file_hash(s.patches) for s in samples},
         splits=(given_split(folds, {n: len(e) for n, e in expression.items()}),),
         panel={"source": "file", "file": PANEL_FILE, "size": len(genes)},
+        counts={s.name: file_hash(s.expression) for s in samples},
     )
 
 

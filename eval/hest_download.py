@@ -39,11 +39,18 @@ def download(
         endpoint: address of the hub or a mirror; HF_ENDPOINT by default.
 
     Raises:
-        EvalError: no network, no token, conditions not accepted, an unknown repository, revision or task.
+        EvalError: no network, no token, conditions not accepted, an unknown repository, revision or task, an address
+            without http, or a folder that cannot be written.
     """
     from huggingface_hub import constants, errors, snapshot_download
 
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    if not endpoint.startswith(("http://", "https://")):
+        raise EvalError(f"endpoint {endpoint!r}: it must start with https:// (--endpoint or HF_ENDPOINT).")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvalError(f"--out {out}: the folder cannot be made ({error}). Choose another one.") from error
     page = f"{endpoint}/datasets/{repository}"
     try:
         snapshot_download(
@@ -65,10 +72,14 @@ def download(
         raise EvalError(
             f"{page}: no such data set, or it needs a token (HF_TOKEN=hf_... or `hf auth login`). Check --repository."
         ) from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, OSError) as error:
+    except errors.HFValidationError as error:
+        raise EvalError(f"--repository {repository!r}: it must be ORGANISATION/NAME ({_first_line(error)}).") from error
+    except Exception as error:  # the hub and its transport raise unrelated types
+        if isinstance(error, OSError) and error.filename:
+            raise EvalError(f"{out}: cannot be written ({error}). Make room there, or choose another --out.") from error
         offline = " HF_HUB_OFFLINE is set: unset it, or" if constants.HF_HUB_OFFLINE else " Check the network, set"
         raise EvalError(
-            f"{page}: could not be reached ({type(error).__name__}: {str(error).splitlines()[0][:160]}).{offline} "
+            f"{page}: could not be reached ({type(error).__name__}: {_first_line(error)}).{offline} "
             f"HF_ENDPOINT for a mirror, or copy the folders of the tasks to {out} from another machine."
         ) from error
     folders = [out / task for task in tasks]
@@ -96,3 +107,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     folders = download(args.tasks, args.out, repository=args.repository, revision=args.revision, endpoint=args.endpoint)
     print("\n".join(f"written: {folder}" for folder in folders))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:160]

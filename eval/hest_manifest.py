@@ -16,7 +16,8 @@ from eval.manifest import patients_in_two_studies, read_manifest
 
 NEEDED = ("id", "dataset_title", "patient", "oncotree_code", "st_technology")
 EXAMPLES = """examples:
-  python -m eval.hest manifest --metadata HEST_v1_1_0.csv --oncotree COAD READ COADREAD --out samples.csv
+  python -m eval.hest manifest --metadata HEST_v1_1_0.csv --oncotree COAD READ COADREAD \\
+      --technology Visium --min-genes 10000 --out samples.csv   # a panel needs genes that all samples measure
   python -m eval.hest manifest --metadata HEST_v1_1_0.csv --oncotree COAD --technology Visium "Visium HD" \\
       --min-genes 5000 --exclude TENX111 --patients-per-study --out samples.csv
 

@@ -18,8 +18,11 @@ encoders:
   --checkpoint PATH               run or checkpoint folder, teacher.safetensors, DINOv2's teacher_checkpoint.pth
                                   or a released dinov2_*_pretrain.pth
   --encoder random:mvhybrid       an architecture with fresh weights (also random:CHECKPOINT_PATH)
-  --encoder timm:NAME             pretrained; timm:NAME,pretrained=false or timm:NAME,checkpoint=FILE without network
+  --encoder timm:NAME             pretrained, also timm:hf-hub:ORG/NAME; without network timm:NAME,pretrained=false
+                                  or timm:NAME,checkpoint=FILE
   --encoder precomputed:FOLDER    embeddings made elsewhere, FOLDER/<sample>.h5 (embeddings, barcode) or .npy
+  --encoder torchscript:FILE      ours needs no options; else torchscript:FILE,size=224,mean=R/G/B,std=R/G/B
+  --encoder MODULE:FUNCTION       what a Python function returns: an encoder, or a pair (model, transform)
   --encoder color-stats           12 colour statistics: the baseline that an encoder must beat
 
 examples:
@@ -47,9 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="Evaluate encoders on spatial gene expression: embed, fit a head fold by fold, report.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--config", type=Path, metavar="YAML", help="options in a file; the command line wins over it")
+    what.add_argument("--config", type=Path, metavar="YAML", help="options in a file; the command line replaces them")
     what.add_argument(
         "--checkpoint", nargs="+", action="extend", default=[], metavar="PATH", help="pretrained, see below"
     )
@@ -112,17 +116,15 @@ def _add_head(group: "argparse._ArgumentGroup") -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line over the options of its --config file.
+    """Parse the command line over the options of its --config file: what it gives replaces what the file says.
 
     Raises:
         EvalError: the file is missing, or has a key or a value that the command line would not take, or an option of
             hest-extended is given for the other protocol.
     """
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--config", type=Path)
-    config = first.parse_known_args(argv)[0].config
     parser = build_parser()
-    options = [] if config is None else _as_arguments(parser, config, skip="pca" if "--no-pca" in argv else "")
+    given = _given(argv)
+    options = [] if given.get("config") is None else _as_arguments(parser, given["config"], skip=set(given))
     args = parser.parse_args([*options, *argv])
     if args.protocol != "hest-extended":
         for name in EXTENDED_ONLY:
@@ -148,7 +150,16 @@ def extended_settings(args: argparse.Namespace) -> Extended:
     return Extended(args.split, args.folds, args.fold_seed, rule, args.genes_from, args.genes_file, args.manifest)
 
 
-def _as_arguments(parser: argparse.ArgumentParser, path: Path, skip: str) -> list[str]:
+def _given(argv: Sequence[str]) -> dict[str, Any]:
+    """What the command line itself says, without defaults; --pca and --no-pca say the same thing."""
+    parser = build_parser()
+    for action in parser._actions:
+        action.required, action.default = False, argparse.SUPPRESS
+    given = vars(parser.parse_args(argv))
+    return given | {name: None for name in ("pca", "no_pca") if {"pca", "no_pca"} & given.keys()}
+
+
+def _as_arguments(parser: argparse.ArgumentParser, path: Path, skip: set[str]) -> list[str]:
     if not path.is_file():
         raise EvalError(f"--config {path}: no such file.")
     try:
@@ -165,7 +176,7 @@ def _as_arguments(parser: argparse.ArgumentParser, path: Path, skip: str) -> lis
         name = str(key).replace("-", "_")
         if name not in actions:
             raise EvalError(f"--config {path}: unknown option {key!r}. {nearest(name, actions)}")
-        if name == skip:  # the command line says the opposite
+        if name in skip or value is None:
             continue
         flag = actions[name].option_strings[0]
         if actions[name].nargs == 0:

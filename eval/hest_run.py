@@ -20,7 +20,7 @@ from eval.leakage import guard
 from eval.maps import map_genes, write_map
 from eval.precomputed import PREFIX, Precomputed
 from eval.protocol import evaluate
-from eval.results import check_mergeable, merge, open_results, write_results
+from eval.results import add_results, check_mergeable, open_results, versions
 from eval.settings import FitSettings
 from eval.spots import Features
 from eval.tables import Row
@@ -90,11 +90,14 @@ def run(
     started = time.perf_counter()
     extended = (extended or Extended()) if fit.protocol == "hest-extended" else None
     settings = {**fit.as_dict(), "pooling": pooling, "seed": seed, **(extended.as_dict() if extended else {})}
-    rows = open_results(out, settings, force=work.force)
+    force = work.force
+    rows = open_results(out, settings, force=force)
     device = find_device(work.device)
     wanted = list(dict.fromkeys(specs))
-    for spec in wanted[1:]:  # a mistake in the last one should not show after the first has embedded everything
-        _encoder(spec, pooling, "cpu", seed)
+    if len(wanted) > 1:  # a mistake in the last one should not show after the first has embedded everything
+        called = [_encoder(spec, pooling, "cpu", seed).name for spec in wanted]
+        if twice := sorted({name for name in called if called.count(name) > 1}):
+            raise EvalError(f"encoder name {twice[0]!r}: two of {', '.join(wanted)} have it. Give each its own `name`.")
     names = list(dict.fromkeys(tasks))
     loaded = [
         load_extended(bench_root, n, extended, progress=work.progress) if extended else load_task(bench_root, n)
@@ -102,17 +105,18 @@ def run(
     ]
     for task in loaded:
         map_genes(task, work.map_genes)
+        content = task.content_hash()
         for split in task.splits:
-            check_mergeable(rows, out, task.name, split.name, task.data_hash(split))
+            check_mergeable(rows, out, task.name, split.name, task.data_hash(split), content)
     for warning in guard(loaded, strict=work.strict):
         logger.warning("%s", warning)
     for spec in wanted:
         encoder = _encoder(spec, pooling, device, seed)
         for task in loaded:
-            for row in evaluate_encoder(encoder, task, out, fit, work, device):
-                rows = merge(rows, row)
+            new = evaluate_encoder(encoder, task, out, fit, work, device)
             facts = {"command": work.command, "device": device, "seconds": round(time.perf_counter() - started, 2)}
-            write_results(out, rows, settings, facts)
+            rows = add_results(out, new, settings, facts, force=force)
+            force = False  # what this run has written stays
     return rows
 
 
@@ -141,11 +145,15 @@ def evaluate_encoder(
                 "encoder_key": key,
                 "encoder_settings": dict(settings),
                 "data_hash": task.data_hash(split),
+                "content_hash": task.content_hash(),
                 "panel": dict(task.panel),
                 **done.record,
                 "map": name,
                 "patches_embedded": embedded,
                 "seconds": seconds,
+                "device": device,
+                "command": work.command,
+                "versions": versions(),
             }
         )
     return rows
@@ -161,6 +169,13 @@ def find_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise EvalError(f"device {name}: torch {torch.__version__} sees no CUDA device here. Use --device cpu or auto.")
+    if name.startswith("cuda"):
+        try:
+            index = torch.device(name).index or 0
+        except RuntimeError as error:
+            raise EvalError(f"device {name!r}: it must be auto, cpu, cuda or cuda:N.") from error
+        if index >= torch.cuda.device_count():
+            raise EvalError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA device(s), counted from 0.")
     return name
 
 
@@ -175,7 +190,6 @@ def _embeddings(
 ) -> tuple[Features, Mapping[str, Any], str, int]:
     """Features, the encoder's settings, its key, and how many patches were embedded now."""
     if isinstance(encoder, Precomputed):
-        settings = encoder.settings(task)
-        return encoder.features(task), settings, str(settings["weights_hash"]), 0
+        return encoder.features(task), encoder.settings, str(encoder.settings["weights_hash"]), 0
     found = embed_task(encoder, task, cache, batch_size=work.batch_size, progress=work.progress)
     return found.features, encoder.settings, encoder_key(encoder), found.embedded

@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
         description="Evaluate many encoders, one job each, on Slurm or on this machine.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="default: slurm")
     parser.add_argument("--ngpus", type=int, choices=(0, 1), default=1, help="GPUs a job (default 1)")

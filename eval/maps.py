@@ -67,6 +67,11 @@ def read_map(path: Path) -> tuple[list[str], dict[str, dict[str, NDArray]]]:
     return genes, samples
 
 
+def has_places(coords: NDArray) -> bool:
+    """Whether coordinates (N, 2) lay the spots out; those of a patches file without any are all the same."""
+    return bool(np.isfinite(coords).all() and np.ptp(coords, axis=0).any())
+
+
 def _coordinates(patches: Path, count: int) -> NDArray[np.float64]:
     """Centres of the patches (N, 2), in whatever unit the file has; all 0 where it has none."""
     with open_h5(patches) as file:

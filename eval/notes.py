@@ -36,6 +36,9 @@ def notes(task: Task, split: Split, records: Sequence[dict[str, Any]], settings:
             f"{len(known) - len(inside)} of {len(records)} folds hold out a patient{which}; {len(inside)} train on "
             "other sections of the held-out patient and may look better than a new patient would"
         )
+    if task.panel.get("source") == "file":
+        which = f" ({task.panel['file']})" if "file" in task.panel else ""
+        found.append(f"the gene panel comes from a file{which}; whether it has seen held-out samples is not known")
     # For given folds the sentence above has said it better.
     said = "patient in training" if split.name == "given" else None
     return found + [leak.text for leak in find_leaks(task, split) if leak.kind != said]

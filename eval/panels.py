@@ -69,8 +69,9 @@ def candidates(samples: Sequence[GeneSums], seen_in: float) -> NDArray[np.str_]:
     """Genes seen often enough in every sample, control probes and names that a file has twice left out; sorted."""
     common: NDArray[np.str_] | None = None
     for s in samples:
-        names, times = np.unique(s.genes[_seen(s, seen_in)], return_counts=True)
-        names = names[times == 1]
+        # A name that occurs twice stays ambiguous when only one of the two is seen often enough.
+        unique, times = np.unique(s.genes, return_counts=True)
+        names = np.intersect1d(s.genes[_seen(s, seen_in)], unique[times == 1])
         common = names if common is None else np.intersect1d(common, names)
     assert common is not None
     return np.array([g for g in common if not any(word in g for word in CONTROL_WORDS)], dtype=str)

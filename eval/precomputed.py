@@ -6,6 +6,7 @@ of the patches; without barcodes, and in a `.npy` file, rows must be in that ord
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eval.expression import positions
 from eval.hest_data import Task, file_hash, open_h5, read_barcodes
 
 PREFIX = "precomputed:"
+SUFFIXES = (".h5", ".npy")
 KEYS = ("embeddings", "features")
 
 
@@ -33,9 +35,11 @@ class Precomputed:
                 f"encoder {spec!r}: no such folder. Give a folder with one SAMPLE.h5 or SAMPLE.npy a sample."
             )
 
-    def settings(self, task: Task) -> Mapping[str, Any]:
-        """JSON-able, with `weights_hash` over the files of the task's samples."""
-        digest = hashlib.sha256("".join(file_hash(self._path(s.name)) for s in task.samples).encode())
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """JSON-able, with `weights_hash` over the names and bytes of all embeddings in the folder."""
+        files = sorted(p for p in self.folder.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
+        digest = hashlib.sha256("".join(f"{p.name} {file_hash(p)}\n" for p in files).encode())
         return {"weights_hash": digest.hexdigest(), "pooling": "none"}
 
     def features(self, task: Task) -> dict[str, NDArray[np.float32]]:
@@ -47,7 +51,7 @@ class Precomputed:
         return {s.name: self._read(self._path(s.name), s.patches) for s in task.samples}
 
     def _path(self, sample: str) -> Path:
-        for suffix in (".h5", ".npy"):
+        for suffix in SUFFIXES:
             path = self.folder / f"{sample}{suffix}"
             if path.is_file():
                 return path
@@ -57,7 +61,10 @@ class Precomputed:
     def _read(self, path: Path, patches: Path) -> NDArray[np.float32]:
         wanted = read_barcodes(patches)
         if path.suffix == ".npy":
-            values: NDArray[Any] = np.load(path, allow_pickle=False)
+            try:
+                values: NDArray[Any] = np.load(path, allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                raise EvalError(f"{path}: not a readable .npy file ({error}). Write it with numpy.save.") from error
         else:
             with open_h5(path) as file:
                 values, barcodes = self._datasets(file, path)

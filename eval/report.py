@@ -14,7 +14,7 @@ from typing import Any
 
 from dinov2.utils.files import write_text
 from eval.errors import EvalError
-from eval.maps import read_map
+from eval.maps import has_places, read_map
 from eval.report_figures import SPLIT_NAMES, against_expression, drop_plot, slide_maps, strips
 from eval.results import read_results
 from eval.statistics import interval, unit_scores
@@ -160,12 +160,13 @@ def _maps(out: Path, row: Row) -> str:
         return ""
     genes, samples = read_map(path)
     scored = sorted((s for s in row["samples"] if s["pcc"] is not None), key=lambda s: -s["n_spots"])
-    chosen = {s["sample"]: samples[s["sample"]] for s in scored[:MAP_SAMPLES] if s["sample"] in samples}
+    placed = [s["sample"] for s in scored if s["sample"] in samples and has_places(samples[s["sample"]]["coords"])]
+    chosen = {name: samples[name] for name in placed[:MAP_SAMPLES]}
     if not chosen:
         return ""
     about = (
-        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: log1p counts of the sections with most spots, each "
-        "panel with a colour scale of its own (dark: low). Other genes: --map-genes."
+        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: log1p counts of the sections with most spots; measured "
+        "and predicted share a colour scale. Other genes: --map-genes."
     )
     return _picture("Measured and predicted expression", about, slide_maps(genes, chosen))
 

@@ -12,12 +12,14 @@ from eval.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with colour-blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 SPLIT_NAMES = {"given": "given folds", "random": "random split", "loso": "leave one study out"}
 GREY = "#666666"
+COLOUR_MAP = "viridis"
 
 
 def strips(rows: Sequence[Row]) -> str:
@@ -79,7 +81,10 @@ def drop_plot(rows: Sequence[Row]) -> str:
 
 
 def slide_maps(genes: Sequence[str], samples: Mapping[str, Mapping[str, NDArray]]) -> str:
-    """Measured and predicted expression side by side, a row a gene, two panels a sample; one scale a pair."""
+    """Measured and predicted expression side by side, a row a gene, two panels a sample; one scale and bar a pair."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     figure = _figure(2.6 * 2 * len(samples), 2.7 * len(genes))
     grid = figure.add_gridspec(len(genes), 2 * len(samples))
     for column, (name, arrays) in enumerate(samples.items()):
@@ -87,11 +92,14 @@ def slide_maps(genes: Sequence[str], samples: Mapping[str, Mapping[str, NDArray]
             pair = [arrays[what][:, row] for what in ("measured", "predicted")]
             known = np.isfinite(pair[1])
             r = _correlation(pair[0][known], pair[1][known])
-            for side, values in enumerate(pair):
-                axes = figure.add_subplot(grid[row, 2 * column + side])
-                _map(axes, arrays["coords"], values)
+            both = np.concatenate([pair[0], pair[1][known]])
+            scale = Normalize(float(both.min()), float(both.max()))
+            panels = [figure.add_subplot(grid[row, 2 * column + side]) for side in range(2)]
+            for side, (axes, values) in enumerate(zip(panels, pair, strict=True)):
+                _map(axes, arrays["coords"], values, scale)
                 title = f"{name}: {gene}\nmeasured" if side == 0 else f"predicted\nr = {r}"
                 axes.set_title(title, fontsize=9)
+            figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=panels, shrink=0.7, aspect=25, pad=0.01)
     return _png(figure)
 
 
@@ -101,11 +109,10 @@ def encoder_colours(rows: Sequence[Row]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-def _map(axes: "Axes", coords: NDArray, values: NDArray) -> None:
-    # Each panel has its own scale: a prediction is smoother than counts, and its pattern is what is compared.
+def _map(axes: "Axes", coords: NDArray, values: NDArray, scale: "Normalize") -> None:
     known = np.isfinite(values)
     size = float(np.clip(2.2e4 / max(len(coords), 1) / 4, 1.5, 30))
-    axes.scatter(coords[known, 0], coords[known, 1], c=values[known], s=size, cmap="viridis", lw=0)
+    axes.scatter(coords[known, 0], coords[known, 1], c=values[known], s=size, cmap=COLOUR_MAP, norm=scale, lw=0)
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set_xticks([])

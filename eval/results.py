@@ -2,15 +2,20 @@
 row a gene of those), and the paper's tables as `results.md` and `results.tex`.
 
 `results.schema.json` beside this module describes `results.json`. Rule for a folder that already holds results: of the
-same settings, rows are merged (the same encoder, task and split is replaced, the rest stays); of other settings, task
-data or encoder weights, it is an error unless forced, and then the old results are dropped. Files are written under a
-temporary name and renamed, so that a reader never sees half a file.
+same settings, rows are merged (the same encoder, task and split is replaced, the rest stays); of other settings or task
+data, it is an error unless forced, and then the old results are dropped. Rows of an encoder whose weights or settings
+have changed since are dropped with a warning that names them. Files are written under a temporary name and renamed, so
+that a reader never sees half a file, and under a lock, so that runs into one folder at the same time keep their rows.
 """
 
 import csv
+import fcntl
 import io
 import json
+import logging
 import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,8 +25,10 @@ from eval.errors import EvalError, first_few
 from eval.protocol import METRICS
 from eval.tables import Row, drops, latex, markdown
 
+logger = logging.getLogger(__name__)
+
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "anndata")
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OURS = ("embeddings", "maps")  # what an interrupted run leaves before its first results
 
 
@@ -35,7 +42,9 @@ def open_results(out: Path, settings: dict[str, Any], *, force: bool = False) ->
     if force:
         return []
     if not path.is_file():
-        others = sorted(p.name for p in out.iterdir() if p.name not in OURS) if out.is_dir() else []
+        names = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+        # Hidden files are the lock, and what a first write that was killed has left.
+        others = [name for name in names if name not in OURS and not name.startswith(".")]
         if others:
             raise EvalError(
                 f"{out}: holds other files ({first_few(others)}) and no results.json. Use a new or empty --out, or "
@@ -78,34 +87,78 @@ def read_results(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def check_mergeable(rows: list[Row], out: Path, task: str, split: str, data_hash: str) -> None:
+def check_mergeable(rows: Sequence[Row], out: Path, task: str, split: str, data_hash: str, content_hash: str) -> None:
     """Refuse to put results on other data under a task's name.
 
     Raises:
-        EvalError: `rows` has results of the task's split on data of another hash.
+        EvalError: `rows` has results of the task's split on data of another hash, or of any of its splits on samples of
+            another hash (the drop between splits would compare them).
     """
-    if any((row["task"], row["split"]) == (task, split) and row["data_hash"] != data_hash for row in rows):
+    same = [row for row in rows if row["task"] == task]
+    changed = any(row["content_hash"] != content_hash for row in same)
+    if changed or any(row["split"] == split and row["data_hash"] != data_hash for row in same):
         raise EvalError(
-            f"{out}: holds results for {task} on other data (its patches, counts, genes or folds have changed since). "
-            "Scores on different data cannot share a table: use another --out, or --force to replace them."
+            f"{out}: holds results for {task} on other data (its samples, patches, counts, genes or folds have changed "
+            "since). Scores on different data cannot share a table: use another --out, or --force to replace them."
         )
 
 
-def merge(rows: list[Row], new: Row) -> list[Row]:
-    """Put `new` in place of the row of its encoder, task and split; rows of the encoder with other weights are dropped.
+def merge(rows: Sequence[Row], *new: Row) -> list[Row]:
+    """Put each of `new` in place of the row of its encoder, task and split.
 
-    Embeddings made elsewhere have a hash for each task, so that only rows of the same task can tell of other weights.
+    Rows of an encoder of that name with another key (retrained, another transform, other files) are dropped, and a
+    warning names those that none of `new` replaces.
     """
+    places = {(row["encoder"], row["task"], row["split"]) for row in new}
+    keys = {row["encoder"]: row["encoder_key"] for row in new}
+    others = [row for row in rows if (row["encoder"], row["task"], row["split"]) not in places]
+    kept = [row for row in others if keys.get(row["encoder"], row["encoder_key"]) == row["encoder_key"]]
+    dropped = [f"{row['encoder']} on {row['task']} ({row['split']})" for row in others if row not in kept]
+    if dropped:
+        logger.warning(
+            "weights or settings of the encoder have changed since; its old rows are dropped: %s. Evaluate it there "
+            "again.",
+            ", ".join(dropped),
+        )
+    return [*kept, *new]
 
-    def replaced(old: Row) -> bool:
-        if old["encoder"] != new["encoder"]:
-            return False
-        other_weights = old["encoder_key"] != new["encoder_key"]
-        if old["task"] != new["task"]:
-            return other_weights and not new["encoder"].startswith("precomputed:")
-        return old["split"] == new["split"] or other_weights
 
-    return [*(r for r in rows if not replaced(r)), new]
+def add_results(
+    out: Path, new: Sequence[Row], settings: dict[str, Any], run: dict[str, Any], *, force: bool = False
+) -> list[Row]:
+    """Merge new rows into those that `out` holds by now, write all files, and return all rows.
+
+    The folder is read again under a lock: another run may have added rows since this one began.
+
+    Args:
+        out: results folder, made if absent.
+        new: rows of one task.
+        settings: what all rows share.
+        run: facts of this run, see `write_results`.
+        force: drop what the folder holds.
+
+    Raises:
+        EvalError: another run has put in results of other settings or data.
+    """
+    with _locked(out):
+        rows = open_results(out, settings, force=force)
+        for row in new:
+            check_mergeable(rows, out, row["task"], row["split"], row["data_hash"], row["content_hash"])
+        rows = merge(rows, *new)
+        write_results(out, rows, settings, run)
+    return rows
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with the process too."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s: no locks on this file system (%s); let only one run write there", out, error)
+        yield
 
 
 def write_results(out: Path, rows: list[Row], settings: dict[str, Any], run: dict[str, Any]) -> None:

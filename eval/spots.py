@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from eval.errors import EvalError
 from eval.folds import Labels, Split
-from eval.gram import Batch, Moments, moments, total
+from eval.gram import Batch, Moments, moments
 from eval.hest_data import Task
 
 Features = Mapping[str, NDArray[np.float32]]
@@ -51,7 +51,8 @@ class Spots:
 def part_moments(features: Features, task: Task, splits: Sequence[Split], device: str = "cpu") -> list[list[Moments]]:
     """Moments of every part of every split, from one pass over the spots.
 
-    The spots are grouped by all splits together, as by study and tenth; a part is the sum of its groups.
+    The spots are grouped by all splits together, as by study and tenth; a part is the sum of its groups. Only one group
+    is held at a time: with many studies and wide features all of them would take gigabytes.
     """
     shape = [len(split.parts) for split in splits]
     codes = {
@@ -64,12 +65,13 @@ def part_moments(features: Features, task: Task, splits: Sequence[Split], device
     spots = Spots(features, task.expression, labels)
     first = next(iter(task.expression))
     shift = np.asarray(features[first], dtype=np.float64).mean(axis=0)
-    found = [moments(spots.batches([g]), shift, len(task.genes), device) for g in range(len(groups))]
     empty = moments((), shift, len(task.genes), device)
-    return [
-        [total([empty, *(m for m, g in zip(found, groups, strict=True) if g[s] == p)]) for p in range(len(split.parts))]
-        for s, split in enumerate(splits)
-    ]
+    parts = [[empty] * len(split.parts) for split in splits]
+    for g, group in enumerate(groups):
+        found = moments(spots.batches([g]), shift, len(task.genes), device)
+        for own, p in zip(parts, group, strict=True):
+            own[p] = own[p] + found
+    return parts
 
 
 def check_features(features: Features, task: Task) -> None:

@@ -20,6 +20,12 @@ HEADINGS = {
 }
 HIGHER_IS_BETTER = ("pcc", "pcc10")
 SPLITS = {"given": "", "random": "Random", "loso": "LOSO"}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", **{char: f"\\{char}" for char in "&%#_{}$"},
+    }
+)  # fmt: skip
 PAPER_METRICS = ("pcc", "pcc10", "mae", "mse")
 
 
@@ -77,9 +83,15 @@ def markdown(rows: Sequence[Row]) -> str:
     for task in sorted({r["task"] for r in rows}):
         header, body = _paper_table([r for r in rows if r["task"] == task])
         lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        lines += [f"| {' | '.join(f'**{c[:-1]}**' if c.endswith('*') else c for c in line)} |" for line in body]
+        cells = [[markdown_cell(f"**{c[:-1]}**" if c.endswith("*") else c) for c in line] for line in body]
+        lines += [f"| {' | '.join(line)} |" for line in cells]
         parts.append(f"## {task}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def markdown_cell(text: str) -> str:
+    """A text for a cell of a Markdown table: bars would end the cell."""
+    return text.replace("|", r"\|")
 
 
 def latex(rows: Sequence[Row]) -> str:
@@ -87,22 +99,12 @@ def latex(rows: Sequence[Row]) -> str:
     parts = []
     for task in sorted({r["task"] for r in rows}):
         header, body = _paper_table([r for r in rows if r["task"] == task])
-        arrows = {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$"}
-
-        def cell(text: str, arrows: dict[str, str] = arrows) -> str:
-            bold, text = text.endswith("*"), text.removesuffix("*")
-            for char in r"\&%#_{}$":
-                text = text.replace(char, {"\\": r"\textbackslash "}.get(char, f"\\{char}"))
-            for char, command in arrows.items():
-                text = text.replace(char, command)
-            return rf"\textbf{{{text}}}" if bold else text
-
-        lines = [" & ".join(map(cell, line)) + r" \\" for line in body]
+        lines = [" & ".join(map(_latex_cell, line)) + r" \\" for line in body]
         parts.append(
             "\\begin{table}\n\\centering\n"
-            f"\\caption{{{cell(task)}: mean $\\pm$ standard deviation over folds.}}\n"
+            f"\\caption{{{_latex_cell(task)}: mean $\\pm$ standard deviation over folds.}}\n"
             f"\\begin{{tabular}}{{{'l' * (len(header) - len(PAPER_METRICS))}{'c' * len(PAPER_METRICS)}}}\n\\toprule\n"
-            + " & ".join(map(cell, header)) + " \\\\\n\\midrule\n" + "\n".join(lines)
+            + " & ".join(map(_latex_cell, header)) + " \\\\\n\\midrule\n" + "\n".join(lines)
             + "\n\\bottomrule\n\\end{tabular}\n\\end{table}\n"
         )  # fmt: skip
     return "\n".join(parts)
@@ -130,6 +132,11 @@ def _paper_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         if r["split"] == "loso" and r["encoder"] in dropped:
             body.append([r["encoder"], "Drop", *(_percent(dropped[r["encoder"]][m]) for m in PAPER_METRICS)])
     return header, body
+
+
+def _latex_cell(text: str) -> str:
+    escaped = text.removesuffix("*").translate(_LATEX)
+    return rf"\textbf{{{escaped}}}" if text.endswith("*") else escaped
 
 
 def _percent(share: float | None) -> str:

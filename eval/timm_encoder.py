@@ -1,7 +1,8 @@
 """Encoders from timm: transformers by their tokens, convolutional networks by the mean of their last feature map.
 
-A model without a CLS token has only the mean, whatever `--pooling cls+mean` asks; the result records which was used.
-Patches are resized to the model's input size whole: timm's centre crop would cut tissue that belongs to the spot.
+`hf-hub:ORG/NAME` is a model in a repository of the Hugging Face hub. A model without a CLS token has only the mean,
+whatever `--pooling cls+mean` asks; the result records which was used. Patches are resized to the model's input size
+whole: timm's centre crop would cut tissue that belongs to the spot.
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ def timm_encoder(name: str, argument: str, *, pooling: Pooling, device: str, see
 
     model_name, *pairs = argument.split(",")
     options = _options(name, pairs)
-    if not timm.is_model(model_name):
+    if not _on_hub(model_name) and not timm.is_model(model_name):
         raise EvalError(
             f"encoder {name!r}: timm {timm.__version__} has no {model_name!r}. "
             f"{nearest(model_name, timm.list_models())}"
@@ -89,20 +90,27 @@ def _options(name: str, pairs: list[str]) -> dict[str, str]:
 def _create(name: str, model_name: str, options: dict[str, str]) -> nn.Module:
     import timm
 
-    if "checkpoint" in options:
-        model = timm.create_model(model_name, pretrained=False, num_classes=0)
-        _load_file(name, model, Path(options["checkpoint"]))
-        return model
-    if options.get("pretrained") == "false":
-        return timm.create_model(model_name, pretrained=False, num_classes=0)
+    pretrained = "checkpoint" not in options and options.get("pretrained") != "false"
     try:
-        return timm.create_model(model_name, pretrained=True, num_classes=0)
+        model = timm.create_model(model_name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub, its transport and timm raise unrelated types when a download fails
+        if not pretrained and not _on_hub(model_name):
+            raise
+        # A model of the hub has its architecture there too: only timm's own name needs no network.
+        local = "ARCHITECTURE" if _on_hub(model_name) else model_name
+        what = "pretrained weights" if pretrained else "its architecture"
         raise EvalError(
-            f"encoder {name!r}: pretrained weights could not be fetched ({type(error).__name__}: {str(error)[:200]}). "
-            f"Without network, give a local file: timm:{model_name},checkpoint=FILE (.safetensors or .pth); for random "
-            f"weights: timm:{model_name},pretrained=false."
+            f"encoder {name!r}: {what} could not be fetched ({type(error).__name__}: {str(error)[:200]}). Check the "
+            "name, and for gated models the token (HF_TOKEN). Without network, give a local file: "
+            f"timm:{local},checkpoint=FILE (.safetensors or .pth); for random weights: timm:{local},pretrained=false."
         ) from error
+    if "checkpoint" in options:
+        _load_file(name, model, Path(options["checkpoint"]))
+    return model
+
+
+def _on_hub(model_name: str) -> bool:
+    return model_name.startswith(("hf-hub:", "hf_hub:"))
 
 
 def _load_file(name: str, model: nn.Module, path: Path) -> None:

@@ -3,6 +3,7 @@
 Such a file maps normalised images (B, 3, S, S) to embeddings (B, D); its pooling was fixed when it was made.
 """
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -49,7 +50,10 @@ def torchscript_encoder(name: str, argument: str, *, pooling: Pooling, device: s
         )
     transform = Transform(tuple(config["mean"]), tuple(config["std"]), int(config["size"]))
     used: Pooling = config["pooling"] or pooling
-    return TorchEncoder(name, model, transform, _embedding, hash_weights(model), used, device, {"kind": "torchscript"})
+    with path.open("rb") as stream:  # the file also holds the graph: equal weights need not give equal embeddings
+        script = hashlib.file_digest(stream, "sha256").hexdigest()
+    extra_settings = {"kind": "torchscript", "file_hash": script}
+    return TorchEncoder(name, model, transform, _embedding, hash_weights(model), used, device, extra_settings)
 
 
 def _embedding(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:

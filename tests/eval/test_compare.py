@@ -62,6 +62,20 @@ def test_encoders_of_two_folders_are_told_apart(folder, tmp_path):
         load_rows([folder, tmp_path / "o"])
 
 
+def test_folders_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    for parent, gain in (("x", 0.0), ("y", 0.1)):
+        write_results(tmp_path / parent / "r", [row("a", BASE + gain)], {}, {})
+    both = [tmp_path / "x" / "r", tmp_path / "y" / "r" / "results.json"]
+    assert {r["label"] for r in load_rows(both)} == {"x/r/a", "y/r/a"}
+    scores, _ = compare(load_rows(both))
+    assert len(scores) == 2
+    with pytest.raises(EvalError, match="given more than once"):
+        load_rows([both[0], tmp_path / "y" / ".." / "x" / "r"])
+    write_results(tmp_path / "z", [row("x/r/a", BASE)], {}, {})
+    with pytest.raises(EvalError, match="both be called 'x/r/a'"):
+        load_rows([*both, tmp_path / "z"])
+
+
 def test_command_line(folder, tmp_path, capsys):
     assert main([str(folder), "--out", str(tmp_path / "c")]) == 0
     printed = capsys.readouterr().out

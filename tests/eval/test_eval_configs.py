@@ -33,6 +33,32 @@ def test_the_command_line_wins():
     assert (fit_settings(args).pca, args.n_genes, args.tasks) == (None, 50, ["OTHER"])
 
 
+def test_the_command_line_replaces_and_null_says_nothing(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "bench_root: b\ntasks: [T]\nout: o\nno_pca: true\nencoder: [color-stats]\ncheckpoint: [a, b]\nalpha: null\n"
+    )
+    args = parse(["--config", str(config)])
+    assert (fit_settings(args).pca, args.encoder, args.checkpoint, args.alpha) == (
+        None,
+        ["color-stats"],
+        ["a", "b"],
+        None,
+    )
+    args = parse(["--config", str(config), "--pca=64", "--encoder", "timm:x", "timm:y"])
+    assert (fit_settings(args).pca, args.encoder, args.checkpoint) == (64, ["timm:x", "timm:y"], ["a", "b"])
+    config.write_text("bench_root: b\ntasks: [T]\nout: o\npca: 64\n")
+    assert fit_settings(parse(["--config", str(config), "--no-pca"])).pca is None
+
+
+def test_options_are_written_out(capsys):
+    base = ["--bench-root", "b", "--tasks", "T", "--out", "o"]
+    with pytest.raises(SystemExit) as stopped:
+        parse([*base, "--enc", "color-stats"])
+    assert stopped.value.code == 2
+    assert "--enc" in capsys.readouterr().err
+
+
 def test_results_follow_their_schema(bench, tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="checks the schema")
     from eval.hest import main

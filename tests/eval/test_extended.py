@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from synthetic_hest_extended import Design, write_task
 
+from eval import spots
 from eval.errors import EvalError
 from eval.extended import Extended, load_extended
 from eval.hest import main
@@ -87,6 +89,25 @@ def test_scores_do_not_depend_on_which_splits_are_asked_for(made):
         task = load(made, replace(SMALL, split=name))
         (alone,) = evaluate(features, task, FIT)
         assert alone.record["pcc"]["mean"] == pytest.approx(together[name]["mean"], abs=1e-9)
+
+
+def test_one_group_of_spots_is_held_at_a_time(made, monkeypatch):
+    task = load(made)
+    features = Precomputed(f"precomputed:{made}/SYNTH/embeddings").features(task)
+    groups, most, original = [], [], spots.moments
+
+    def watched(*args):
+        most.append(sum(group() is not None for group in groups))
+        found = original(*args)
+        groups.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(spots, "moments", watched)
+    parts = spots.part_moments(features, task, task.splits)
+    assert len(groups) == 1 + 3 * 4  # none of the spots, then studies x tenths
+    assert max(most) <= 2  # that of none, and the one before
+    n = sum(map(len, task.expression.values()))
+    assert [sum(p.n for p in own) for own in parts] == [n, n]
 
 
 def test_panels_from_training_spots_alone(made):
@@ -216,12 +237,12 @@ def test_a_gene_absent_in_one_study_is_no_candidate(root):
 def test_precomputed_embeddings_are_aligned_by_barcode(root):
     task = load(root)
     encoder = Precomputed(f"precomputed:{root}/SYNTH/embeddings")
-    before, key = encoder.features(task)["S001"], encoder.settings(task)["weights_hash"]
+    before, key = encoder.features(task)["S001"], encoder.settings["weights_hash"]
     with h5py.File(root / "SYNTH" / "embeddings" / "S001.h5", "r+") as file:
         for name in ("embeddings", "barcode"):
             file[name][...] = file[name][()][::-1]
     np.testing.assert_array_equal(encoder.features(task)["S001"], before)
-    assert encoder.settings(task)["weights_hash"] != key
+    assert Precomputed(encoder.name).settings["weights_hash"] != key
 
 
 def test_embeddings_of_another_data_set(root, tmp_path):
@@ -234,6 +255,9 @@ def test_embeddings_of_another_data_set(root, tmp_path):
         encoder.features(task)
     (folder / "S001.h5").unlink()
     with pytest.raises(EvalError, match=r"no S001\.h5 or S001\.npy"):
+        encoder.features(task)
+    (folder / "S001.npy").write_text("no array")
+    with pytest.raises(EvalError, match=r"S001\.npy: not a readable \.npy file"):
         encoder.features(task)
     np.save(folder / "S001.npy", np.zeros((5, 3), dtype=np.float32))
     with pytest.raises(EvalError, match="they must be"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from eval.errors import EvalError
 from eval.hest import main
-from eval.hest_run import Work, run
+from eval.hest_run import Work, find_device, run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -70,6 +71,7 @@ def test_other_settings_in_the_folder(bench, tmp_path, capsys):
         ),
         (["--encoder", "color-stats", "--components", "3"], "the head 'ridge' has no use for it"),
         (["--encoder", "color-stats", "--batch-size", "0"], "must be 1 or more"),
+        (["--encoder", "color-stats", "eval.encoders:ColorStats"], "encoder name 'color-stats': two of"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, message):
@@ -78,6 +80,17 @@ def test_bad_input_is_one_line_and_status_2(bench, tmp_path, capsys, more, messa
     assert err.startswith("error: ")
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("cuda:9", r"sees 2 CUDA device\(s\)"), ("cudaX", "must be auto"), ("gpu", "must be auto")]
+)
+def test_devices_that_are_not_there(monkeypatch, name, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [find_device(d) for d in ("cuda", "cuda:1", "cpu")] == ["cuda", "cuda:1", "cpu"]
+    with pytest.raises(EvalError, match=message):
+        find_device(name)
 
 
 def test_an_unknown_command(capsys):

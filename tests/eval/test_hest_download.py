@@ -129,3 +129,29 @@ def test_unknown_names(hub, tmp_path):
         download(["TOY"], tmp_path / "fetched2", endpoint=hub.url, revision="nope")
     with pytest.raises(EvalError, match="no such data set"):
         download(["TOY"], tmp_path / "fetched3", endpoint=hub.url, repository="MahmoodLab/other")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--endpoint", "mirror.example.org"], "it must start with https://"),
+        (["--repository", "a/b/c"], "--repository 'a/b/c': it must be ORGANISATION/NAME"),
+        (["--out", "FILE/under"], "the folder cannot be made"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, capsys, more, message):
+    (tmp_path / "FILE").touch()
+    more = [str(tmp_path / "FILE" / "under") if m == "FILE/under" else m for m in more]
+    base = ["download", "--tasks", "IDC", "--out", str(tmp_path / "f"), "--endpoint", "http://127.0.0.1:9"]
+    assert main([*base, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError(""), OSError(28, "No space left on device", "f/A.h5")])
+def test_errors_of_any_type_are_one_line(tmp_path, monkeypatch, error):
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
+    with pytest.raises(EvalError, match="no message" if isinstance(error, RuntimeError) else "cannot be written"):
+        download(["IDC"], tmp_path / "f", endpoint="http://127.0.0.1:9")

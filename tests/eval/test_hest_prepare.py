@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from eval import hest_prepare
 from eval.errors import EvalError
 from eval.hest import main
 from eval.hest_cut import cut_patches, pixel_size
@@ -77,6 +78,16 @@ def test_patches_are_centred_and_of_the_asked_scale(hest, tmp_path):
     assert np.ptp(image[20, :, 0]) == pytest.approx(80 / 4, abs=2)
 
 
+def test_a_damaged_slide_is_named(hest, tmp_path, monkeypatch, capsys):
+    def damaged(*_):
+        raise openslide.OpenSlideError("JPEG decoding failed")
+
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", damaged)
+    assert main(command(hest, tmp_path / "CRC", "--patch-px", "16")) == 2
+    assert re.search(r"S1\.tif: damaged around \[200.*JPEG decoding failed", capsys.readouterr().err)
+    assert not list((tmp_path / "CRC" / "patches").iterdir())
+
+
 def test_what_lies_outside_the_slide_is_white(hest, tmp_path):
     adata = anndata.read_h5ad(hest / "st" / "S1.h5ad")
     adata.obsm["spatial"][0] = (0, 0)
@@ -107,8 +118,56 @@ def test_one_patient_gives_no_folds_and_takes_old_ones_away(hest, tmp_path, caps
     table = pd.read_csv(hest / "samples.csv").assign(patient="p")
     table.to_csv(hest / "samples.csv", index=False)
     assert main(command(hest, tmp_path / "CRC", "--patch-px", "16")) == 0
-    assert "0 folds" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "all samples are of one patient" in printed
+    assert "0 folds" in printed
     assert not (tmp_path / "CRC" / "splits").exists()
+
+
+def test_a_task_of_few_common_genes_is_prepared_for_hest_extended(hest, tmp_path, capsys):
+    task = tmp_path / "bench" / "CRC"
+    assert main(command(hest, task, "--patch-px", "16", "--n-genes", "5")) == 0
+    assert main(command(hest, task, "--patch-px", "16", "--n-genes", "50")) == 0
+    assert "note: no folds for the protocol hest-benchmark: panel: 9 genes are seen" in capsys.readouterr().out
+    assert sorted(p.name for p in task.iterdir()) == ["adata", "patches", "samples.csv"]
+
+
+def test_an_interruption_leaves_no_half_set_of_folds(hest, tmp_path, monkeypatch):
+    task = tmp_path / "CRC"
+    original = hest_prepare.write_text
+
+    def interrupted(path, text):
+        if path.name == "test_1.csv":
+            raise KeyboardInterrupt
+        original(path, text)
+
+    monkeypatch.setattr(hest_prepare, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(command(hest, task, "--patch-px", "16", "--n-genes", "5"))
+    assert not (task / "splits").exists()
+    monkeypatch.undo()
+    assert main(command(hest, task, "--patch-px", "16", "--n-genes", "5")) == 0
+    assert len(list((task / "splits").iterdir())) == 4
+
+
+def test_another_width_or_scale_cuts_anew(hest, tmp_path, capsys):
+    task = tmp_path / "CRC"
+
+    def shapes():
+        found = []
+        for name in NAMES:
+            with h5py.File(task / "patches" / f"{name}.h5") as file:
+                found.append((file["img"].shape[1], int(file["coords"].attrs["patch_size"])))
+        return found
+
+    cut_patches(hest / "wsis" / "S2.tif", hest / "st" / "S2.h5ad", hest / "patches" / "S2.h5", mpp0=0.25, side=24)
+    given = (hest / "patches" / "S2.h5").read_bytes()
+    assert main(command(hest, task, "--patch-px", "16", "--n-genes", "5")) == 0
+    assert "S2: the patches of HEST-1k are 24 px wide, not 16" in capsys.readouterr().out
+    assert shapes() == [(16, 32), (24, 48), (16, 32)]
+    assert main(command(hest, task, "--patch-px", "20", "--mpp", "1", "--n-genes", "5", "--cut")) == 0
+    assert shapes() == [(20, 80)] * 3
+    assert (hest / "patches" / "S2.h5").read_bytes() == given  # a link is replaced, never written through
 
 
 @pytest.mark.parametrize(

@@ -46,3 +46,9 @@ def test_bad_input_shows_before_a_job_starts(bench, tmp_path, capsys):
 def test_folder_names():
     assert folder_name("runs/mvhybrid/teacher.safetensors") == "runs_mvhybrid"
     assert folder_name("timm:vit_small,pretrained=false") == "timm_vit_small_pretrained=false"
+
+
+def test_job_options_are_written_out():
+    with pytest.raises(SystemExit) as stopped:
+        main(["submit", "--part", "gpu", "--", "--encoder", "color-stats"])
+    assert stopped.value.code == 2

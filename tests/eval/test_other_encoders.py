@@ -79,6 +79,21 @@ def test_torchscript_must_give_one_embedding_an_image(tmp_path) -> None:
         encoder.embed(IMAGES)
 
 
+class Negative(Flat):
+    """The same weights, another graph."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.scale * x.mean(dim=(2, 3))
+
+
+def test_scripts_of_equal_weights_have_keys_of_their_own(tmp_path) -> None:
+    keys = set()
+    for name, model in (("a", Flat()), ("b", Negative())):
+        torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 16, 16)), str(tmp_path / f"{name}.pt"))
+        keys.add(encoder_key(make_encoder(f"torchscript:{tmp_path / name}.pt,size=16,mean=0/0/0,std=1/1/1")))
+    assert len(keys) == 2
+
+
 def pair():
     return Flat(), lambda image: torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
 
@@ -91,17 +106,61 @@ def wrong():
     return Flat()
 
 
+class Mine(ColorStats):
+    def __init__(self, **settings) -> None:
+        self.own = settings
+
+    @property
+    def settings(self):
+        return self.own
+
+    def embed(self, images):
+        raise KeyError("no such layer")
+
+
+def negative():
+    return Mine(weights_hash="w", pooling="cls", hook=repr(pair))
+
+
+def nameless():
+    mine = Mine(weights_hash="w", pooling="cls")
+    mine.name = ""
+    return mine
+
+
+def hashless():
+    return Mine(pooling="cls")
+
+
+def no_json():
+    return Mine(weights_hash="w", pooling="cls", model=Flat())
+
+
+def failing():
+    raise RuntimeError("weights are missing")
+
+
 def test_functions_that_return_encoders(monkeypatch, request) -> None:
     monkeypatch.syspath_prepend(str(request.path.parent))
     encoder = make_encoder("factory:test_other_encoders:pair")
     np.testing.assert_allclose(encoder.embed(IMAGES), expected(0, 1), atol=1e-5)
     assert {"weights_hash", "pooling"} <= set(encoder.settings)
-    assert isinstance(make_encoder("factory:test_other_encoders:finished"), ColorStats)
+    assert "0x" not in json.dumps(dict(encoder.settings))
+    assert encoder_key(encoder) == encoder_key(make_encoder("test_other_encoders:pair"))  # the short spelling
+    finished = make_encoder("test_other_encoders:finished")
+    np.testing.assert_array_equal(finished.embed(IMAGES), ColorStats().embed(IMAGES))
+    assert encoder_key(finished) != encoder_key(ColorStats())  # the key knows the function and its module's code
+    with pytest.raises(EvalError, match="embed raised KeyError"):
+        make_encoder("test_other_encoders:negative").embed(IMAGES)
     for argument, message in (
         ("test_other_encoders:wrong", "returned Flat; it must return a pair"),
         ("test_other_encoders:missing", "has no attribute 'missing'"),
         ("no_such_module:f", "No module named 'no_such_module'"),
-        ("no_such_module", "write factory:package.module:function"),
+        ("no_such_module", "write package.module:function"),
+        ("test_other_encoders:nameless", "its `name` is ''"),
+        ("test_other_encoders:hashless", r"settings\['weights_hash'\] is None"),
+        ("test_other_encoders:no_json", "settings are not JSON"),
+        ("test_other_encoders:failing", r"failing\(\) raised RuntimeError: weights are missing"),
     ):
         with pytest.raises(EvalError, match=message):
             make_encoder(f"factory:{argument}")

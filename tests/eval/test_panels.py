@@ -9,7 +9,7 @@ import scipy.sparse
 
 from eval.errors import EvalError
 from eval.gene_stats import gene_sums
-from eval.panels import PanelRule, choose_panel, highly_variable
+from eval.panels import PanelRule, candidates, choose_panel, highly_variable
 
 HER2ST = Path(__file__).resolve().parents[3] / "shared" / "data" / "her2st" / "counts"
 
@@ -76,9 +76,10 @@ def test_a_bin_of_one_gene_counts_as_one():
 
 def test_controls_rare_genes_and_repeated_names_are_no_candidates():
     rng = np.random.default_rng(0)
-    counts = rng.poisson(3.0, size=(50, 6))
-    counts[4:, 2] = 0
-    genes = ["A", "B", "RARE", "BLANK_7", "TWICE", "TWICE"]
+    counts = rng.poisson(3.0, size=(50, 8))
+    counts[4:, [2, 7]] = 0
+    genes = ["A", "B", "RARE", "BLANK_7", "TWICE", "TWICE", "HALF", "HALF"]  # of HALF only one is seen
+    assert candidates([summed(counts, genes)], 0.1).tolist() == ["A", "B"]
     assert choose_panel({"s": summed(counts, genes)}, PanelRule("hvg", 2)) == ("A", "B")
 
 

@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 from synthetic_hest_extended import Design, write_task
 
+from eval import report_figures
 from eval.errors import EvalError
 from eval.extended import Extended
 from eval.hest import main
 from eval.hest_run import Work, run
-from eval.maps import read_map
+from eval.maps import has_places, read_map
 from eval.panels import PanelRule
 from eval.report import write_report
 from eval.results import read_results, write_results
@@ -78,6 +79,18 @@ def test_maps_hold_the_chosen_gene(results):
     for arrays in samples.values():
         assert arrays["measured"].shape == arrays["predicted"].shape == (len(arrays["coords"]), 1)
         assert np.isfinite(arrays["predicted"]).all()
+
+
+def test_one_colour_scale_a_pair_and_no_sample_without_places(monkeypatch):
+    scales = []
+    monkeypatch.setattr(
+        report_figures, "_map", lambda axes, coords, values, scale: scales.append((scale.vmin, scale.vmax))
+    )
+    arrays = {"coords": np.eye(2), "measured": np.array([[0.0], [4.0]]), "predicted": np.array([[-1.0], [np.nan]])}
+    assert report_figures.slide_maps(["G"], {"s": arrays}).startswith("data:image/png")
+    assert scales == [(-1.0, 4.0)] * 2
+    assert has_places(np.eye(2))
+    assert not has_places(np.zeros((3, 2)))
 
 
 def test_report_command(results, tmp_path, capsys):

@@ -1,11 +1,15 @@
 import csv
 import json
+import logging
+import multiprocessing
+import time
 
 import pytest
 
+from eval import results
 from eval.errors import EvalError
 from eval.protocol import METRICS
-from eval.results import check_mergeable, merge, open_results, write_results
+from eval.results import add_results, check_mergeable, merge, open_results, write_results
 
 PCC = {"G1": {"mean": 0.4, "std": 0.2}, "G2": None}
 SETTINGS = {"protocol": "hest-benchmark", "pca": 256}
@@ -23,6 +27,7 @@ def row(encoder="a", task="T", pcc=0.5, **changes):
         "encoder_key": "k",
         "encoder_settings": {"weights_hash": "h"},
         "data_hash": "d",
+        "content_hash": "c",
         "folds": [{}],
         "genes": [{"gene": g, "mean": 1.0, "variance": 2.0, "pcc": p, "n_folds": 1} for g, p in PCC.items()],
         "notes": [],
@@ -80,22 +85,57 @@ def test_a_foreign_file_needs_force(tmp_path, text):
 
 
 def test_other_data_under_the_same_name(tmp_path):
-    check_mergeable([row()], tmp_path, "T", "given", "d")
-    check_mergeable([row()], tmp_path, "T", "loso", "e")
-    check_mergeable([row()], tmp_path, "U", "given", "e")
+    check_mergeable([row()], tmp_path, "T", "given", "d", "c")
+    check_mergeable([row()], tmp_path, "T", "loso", "e", "c")
+    check_mergeable([row()], tmp_path, "U", "given", "e", "f")
     with pytest.raises(EvalError, match="results for T on other data"):
-        check_mergeable([row()], tmp_path, "T", "given", "e")
+        check_mergeable([row()], tmp_path, "T", "given", "e", "c")
+    with pytest.raises(EvalError, match="results for T on other data"):  # another set of samples, whatever the split
+        check_mergeable([row()], tmp_path, "T", "loso", "e", "f")
 
 
-def test_retrained_encoder_drops_its_old_rows():
+def test_retrained_encoder_drops_its_old_rows_with_a_warning(caplog):
     rows = [row(task="T"), row(task="U"), row("b")]
-    merged = merge(rows, row(task="T", encoder_key="new"))
+    merge(rows, row(task="T"))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        merged = merge(rows, row(task="T", encoder_key="new"))
     assert [(r["encoder"], r["task"]) for r in merged] == [("b", "T"), ("a", "T")]
+    assert "dropped: a on U (given)" in caplog.text
+    caplog.clear()
+    assert merge(rows[:2], row(task="T", encoder_key="new"), row(task="U", encoder_key="new"))
+    assert not caplog.records  # all replaced
+
+
+def add_slowly(out, encoder, read):
+    """Add a row, long after having read what was there."""
+    original = results.open_results
+
+    def slow(*args, **kwargs):
+        rows = original(*args, **kwargs)
+        read.set()
+        time.sleep(0.3)
+        return rows
+
+    results.open_results = slow
+    add_results(out, [row(encoder)], SETTINGS, {})
+
+
+def test_runs_at_the_same_time_keep_each_others_rows(tmp_path):
+    context = multiprocessing.get_context("fork")
+    read = context.Event()
+    other = context.Process(target=add_slowly, args=(tmp_path, "a", read))
+    other.start()
+    assert read.wait(30)
+    rows = add_results(tmp_path, [row("b")], SETTINGS, {})
+    other.join()
+    assert {r["encoder"] for r in rows} == {"a", "b"}
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "embeddings").mkdir()
     (tmp_path / "maps").mkdir()
+    (tmp_path / ".results.json.123.tmp").write_text("{")  # a first write that was killed
     assert open_results(tmp_path, {}) == []
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(EvalError, match=r"holds other files \(metrics\.jsonl\)"):

@@ -51,5 +51,8 @@ def test_benchmark_table_has_no_split_column():
 def test_latex_escapes_and_marks_the_best():
     text = latex([row("a_b%", pcc=0.7), row("c", pcc=0.2)])
     assert r"a\_b\% & \textbf{0.700$\pm$0.100}" in text
+    assert r"~/a^b{1}\c | d" not in (odd := latex([row(r"~/a^b{1}\c | d")]))
+    assert r"\textasciitilde{}/a\textasciicircum{}b\{1\}\textbackslash{}c | d &" in odd
+    assert r"| a\|b |" in markdown([row("a|b")])
     assert text.count("\\begin{tabular}{lcccc}") == text.count("\\end{tabular}") == 1
     assert r"PCC $\uparrow$" in text

@@ -92,3 +92,25 @@ def test_without_network_the_error_says_what_to_give(monkeypatch):
 def test_bad_specifications(spec, message):
     with pytest.raises(EvalError, match=message):
         make_encoder(spec)
+
+
+@pytest.mark.parametrize("more", ["", ",pretrained=false"])
+def test_a_model_of_the_hub_without_network(monkeypatch, tmp_path, more):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EvalError, match=r"could not be fetched.*timm:ARCHITECTURE,checkpoint=FILE"):
+        make_encoder(f"timm:hf-hub:nobody/nothing{more}")
+
+
+def test_a_model_of_the_hub(monkeypatch):
+    original = timm.create_model
+    asked = []
+
+    def fetched(name, pretrained, **options):
+        asked.append((name, pretrained))
+        return original(VIT, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    encoder = make_encoder("timm:hf-hub:org/model")
+    assert asked == [("hf-hub:org/model", True)]
+    assert encoder.settings["architecture"] == "hf-hub:org/model"
