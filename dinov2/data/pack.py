@@ -20,7 +20,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dinov2.data.bad_tiles import BadTileMonitor
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import DatasetError
-from dinov2.data.pack_manifest import MANIFEST, Manifest, PackPlan, ShardRecord, file_sha256, fingerprint
+from dinov2.data.fingerprint import fingerprint
+from dinov2.data.pack_manifest import MANIFEST, Manifest, PackPlan, ShardRecord, file_sha256
 from dinov2.data.pack_shards import SHARD_WRITERS
 from dinov2.data.pack_tiles import JPEG, ORIGINAL, PIXELS, PackedTile, TileReader, keep_list
 from dinov2.data.workers import init_worker
