@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_imagenet_reads_one_split(tmp_path: Path, write_tiles: WriteTiles) -> No
     write_tiles(tmp_path / "train" / "n01440764", 2)
     write_tiles(tmp_path / "val" / "n01440764", 3)
     assert len(make_dataset(f"ImageNet:split=TRAIN:root={tmp_path}:extra={tmp_path}/extra")) == 2
-    assert len(make_dataset(f"ImageNet:split=VAL:root={tmp_path}")) == 3
+    assert len(make_dataset(f"ImageNet:split=VAL:root={tmp_path}:extra=")) == 3
     with pytest.raises(DatasetError, match="split=TRIAN; did you mean 'TRAIN'"):
         make_dataset(f"ImageNet:split=TRIAN:root={tmp_path}")
     with pytest.raises(DatasetError, match="test does not exist"):
@@ -122,11 +123,42 @@ def test_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
         ("Folder", r"needs root\. Write Folder:root="),
         ("Folder:", "'' is not key=value"),
         ("Folder:root=a:root=b", "'root' twice"),
+        ("Folder:root=", "the value of 'root' is empty"),
+        ("Folder:root=x:refresh= ", "the value of 'refresh' is empty"),
+        ("Slides:manifest=:coords=x", "the value of 'manifest' is empty"),
     ],
 )
 def test_wrong_strings(spec: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         make_dataset(spec)
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_packages_add_kinds_by_entry_points(tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tiles.py").write_text(
+        "from dinov2.data.datasets import Folder\n\nimported = []\n\n\n"
+        "class Mine(Folder):\n    def __init__(self, where):\n        super().__init__(where)\n"
+    )
+    metadata = tmp_path / "my_tiles-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-tiles\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[dinov2.datasets]\nMine = my_tiles:Mine\nBroken = my_tiles_nowhere:X\nNothing = my_tiles:imported\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"Mine", "Broken", "Folder"} <= set(list_datasets())
+    assert "my_tiles" not in sys.modules
+    assert len(make_dataset(f"Folder:root={tiles}")) == 20
+    assert "my_tiles" not in sys.modules
+    for _ in range(2):
+        assert len(make_dataset(f"Mine:where={tiles}")) == 20
+    monkeypatch.delitem(sys.modules, "my_tiles")
+    with pytest.raises(DatasetError, match="did you mean 'Mine'"):
+        make_dataset("Mien:where=x")
+    with pytest.raises(DatasetError, match=r"'Broken' of my_tiles_nowhere:X \(my-tiles\) cannot be imported: Module"):
+        make_dataset("Broken:")
+    with pytest.raises(DatasetError, match=r"is \[\], no class or function"):
+        make_dataset("Nothing:")
 
 
 def test_values_may_contain_colons(tmp_path: Path, write_tiles: WriteTiles) -> None:

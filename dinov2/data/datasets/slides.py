@@ -102,6 +102,8 @@ class Slides:
             pixels = read_patch(self._slides.get(entry.path), entry.geometry, x, y)  # (H, W, 3)
         except SlideError as error:
             raise BadTileError(self.path(index), str(error)) from error
+        except Exception as error:  # a damaged slide makes libraries raise nearly anything
+            raise BadTileError(self.path(index), f"{type(error).__name__}: {error}") from error
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
