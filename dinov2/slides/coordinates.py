@@ -69,7 +69,7 @@ class Coordinates:
         size: (width, height) of level 0, px.
         coords: (N, 2) int64, x and y of the top left corners in level-0 px.
         geometry: what is read there.
-        slide: path of the slide when the coordinates were made, for finding it again; may be empty.
+        slide: path of the slide when the coordinates were made, for those who find the file; it is not read back.
     """
 
     name: str

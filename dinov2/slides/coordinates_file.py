@@ -21,8 +21,9 @@ from dinov2.slides.errors import CoordinatesError
 from dinov2.slides.reader import SlideReader
 from dinov2.utils.files import replacing
 
+_NUMBERS = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)
 _ATTRIBUTES = (
-    *("patch_size", "overlap", "name", "slide", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
+    *("patch_size", "overlap", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
     *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample"),
 )
 _MOST_PATCHES = 2**27  # of 1 GiB; a larger number is damage
@@ -67,7 +68,7 @@ def write_coordinates(path: Path, coordinates: Coordinates, slide: SlideReader) 
 
 
 def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinates:
-    """Read a coordinate file of this project, of CLAM or of TRIDENT.
+    """Read a coordinate file of this project, of CLAM or of TRIDENT; the slide's name is that of the file.
 
     Args:
         path: the file.
@@ -80,11 +81,10 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
     try:
         with h5py.File(path, "r") as file:
             dataset = file["coords"]
-            if dataset.size > 2 * _MOST_PATCHES:
-                raise ValueError(f"coords of shape {dataset.shape}")
+            if dataset.dtype.kind not in "iuf" or dataset.size > 2 * _MOST_PATCHES:
+                raise ValueError(f"coords are {dataset.dtype} {dataset.shape}, not numbers (N, 2)")
             stored = np.asarray(dataset[()]).reshape(-1, 2)
-            # By name: HDF5 may crash where it lists the attributes of a damaged file.
-            attributes = {name: dataset.attrs[name] for name in _ATTRIBUTES if name in dataset.attrs}
+            attributes = {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
     except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
         raise CoordinatesError(f"{path}: not a readable coordinate file ({error}). Make it again.") from error
     coords = _whole(path, stored)
@@ -101,7 +101,7 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise CoordinatesError(f"{path}: an attribute of coords is no number of its kind ({error}).") from error
     _check_geometry(path, geometry)
-    return Coordinates(str(attributes.get("name", path.stem)), size, coords, geometry, str(attributes.get("slide", "")))
+    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry)
 
 
 def find_coordinates(folder: Path, name: str) -> Path:
@@ -120,10 +120,20 @@ def find_coordinates(folder: Path, name: str) -> Path:
     )
 
 
+def _number(attributes: h5py.AttributeManager, name: str) -> Any:
+    """An attribute, a number or a few; raises `ValueError`.
+
+    Attributes are asked for one by one, and text is not read: HDF5 itself may crash where it lists the attributes of a
+    damaged file, and never return where it looks for the text.
+    """
+    attribute = attributes.get_id(name)
+    if not isinstance(attribute.get_type(), _NUMBERS) or attribute.shape not in ((), (1,), (2,)):
+        raise ValueError(f"its attribute {name} is no number")
+    return attributes[name]
+
+
 def _whole(path: Path, stored: NDArray[Any]) -> NDArray[np.int64]:
     """Check that coordinates (N, 2) are whole numbers of px that a slide can have, and return them as int64."""
-    if stored.dtype.kind not in "iuf":
-        raise CoordinatesError(f"{path}: coords are {stored.dtype}; they must be whole numbers. Make it again.")
     values = stored.astype(np.float64)
     good = (np.abs(values) < _FARTHEST) & (np.floor(values) == values)  # (N, 2); neither holds for NaN
     if not good.all():
