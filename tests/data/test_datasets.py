@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dinov2.data import index_cache
 from dinov2.data.datasets import Folder, TileDataset, list_datasets, make_dataset, register_dataset
 from dinov2.data.datasets import registry as registry_module
 from dinov2.data.errors import DatasetError
@@ -38,7 +39,11 @@ def test_folder_finds_every_suffix_at_any_depth_in_sorted_order(tmp_path: Path) 
     assert all(dataset.decode(i).shape == (3, 4, 4) for i in range(len(dataset)))
 
 
-def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, write_tiles: WriteTiles) -> None:
+def test_folder_reads_linked_folders_once_and_survives_loops(
+    tmp_path: Path, write_tiles: WriteTiles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOV2_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "MIN_KEPT", 1)
     write_tiles(tmp_path / "elsewhere", 2)
     root = tmp_path / "root"
     write_tiles(root / "real", 1)
@@ -46,7 +51,15 @@ def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, wri
     (root / "loop").symlink_to(root)
     (root / "real" / "up").symlink_to(root)
     (root / "broken.png").symlink_to(tmp_path / "nothing.png")
-    assert len(Folder(str(root))) == 3
+    (root / "broken_folder").symlink_to(tmp_path / "nothing")
+    (root / os.fsdecode(b"\xff.png")).symlink_to("nowhere")
+    for refresh in ("always", "never"):  # the second is a kept listing
+        caplog.clear()
+        assert len(Folder(str(root), refresh)) == 3
+        (message,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        assert "5 skipped: " in message
+        for text in ("/broken.png (a link", "/broken_folder (a link", "/loop (a folder", "/up (a folder", "\\xff.png"):
+            assert text in message
 
 
 def test_folder_passes_over_links_to_themselves(tmp_path: Path, write_tiles: WriteTiles) -> None:

@@ -1,5 +1,8 @@
 """The picture of a data set, and what the command says about it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +65,7 @@ def test_bad_input_is_one_line(tiles: Path, config: Path, tmp_path: Path, capsys
     dataset, out = f"Folder:root={tiles}", str(tmp_path / "grid.png")
     for arguments, message in [
         ([dataset, "--config", str(config), "--out", out, "--n", "0"], "--n 0"),
+        (["Folder:root=nowhere", "--config", str(config), "--out", str(tiles)], "is a folder; name the picture's file"),
         ([dataset, "--config", str(tmp_path / "none.yaml"), "--out", out], "does not exist"),
         (["Foldr:root=x", "--config", str(config), "--out", out], "did you mean 'Folder'"),
         ([dataset, "--config", str(config), "--out", out, "crops.jpg.p=1"], "crops.jpg"),
@@ -80,3 +84,13 @@ def test_nothing_readable_is_an_error(
         truncate(path)
     assert main([f"Folder:root={tiles}", "--config", str(config), "--out", str(tmp_path / "grid.png")]) == 2
     assert "no readable tile" in capsys.readouterr().err
+
+
+def test_names_need_not_be_text(tiles: Path, config: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tiles) + b"/tile_\xff.png"
+    Path(os.fsdecode(name)).write_bytes(b"")
+    command = [sys.executable, "-m", "dinov2.data.inspect", f"Folder:root={tiles}", "--config", str(config), "--out"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "utf-8"}
+    run = subprocess.run([*command, str(tmp_path / "x.png"), "--n", "21"], capture_output=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert b"tile_\\udcff.png" in run.stdout
