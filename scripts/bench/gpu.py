@@ -67,9 +67,7 @@ def program(argv: Sequence[str] | None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "bench" / "gpu.json", help="default: %(default)s")
-    parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), help="default: all; data where --tiles is given"
-    )
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="default: all; data where --tiles is given")
     parser.add_argument("--tiles", type=Path, metavar="FOLDER", help="JPEG tiles for the part data, 64 or more")
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument("--build-peers", action="store_true", help="compile mamba-ssm's and causal-conv1d's kernels")

@@ -1,7 +1,7 @@
 """The picture of a data set, and what the command says about it."""
 
+import io
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,11 +86,10 @@ def test_nothing_readable_is_an_error(
     assert "no readable tile" in capsys.readouterr().err
 
 
-def test_names_need_not_be_text(tiles: Path, config: Path, tmp_path: Path) -> None:
-    name = os.fsencode(tiles) + b"/tile_\xff.png"
-    Path(os.fsdecode(name)).write_bytes(b"")
-    command = [sys.executable, "-m", "dinov2.data.inspect", f"Folder:root={tiles}", "--config", str(config), "--out"]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "utf-8"}
-    run = subprocess.run([*command, str(tmp_path / "x.png"), "--n", "21"], capture_output=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert b"tile_\\udcff.png" in run.stdout
+def test_names_need_not_be_text(tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(os.fsdecode(os.fsencode(tiles) + b"/tile_\xff.png")).write_bytes(b"")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8", write_through=True))
+    arguments = [f"Folder:root={tiles}", "--config", str(config), "--out", str(tmp_path / "x.png"), "--n", "21"]
+    assert main(arguments) == 0
+    assert b"tile_\\udcff.png" in out.getvalue()

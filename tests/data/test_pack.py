@@ -231,7 +231,7 @@ def test_shards_are_archives_that_tar_reads(tiles: Path, tmp_path: Path) -> None
         assert {member.mtime for member in archive} == {0}
 
 
-@pytest.mark.parametrize("shard_format", ["tar", "h5"])
+@pytest.mark.parametrize("shard_format", [pytest.param("tar", marks=pytest.mark.slow), "h5"])
 def test_a_full_disk_is_an_error_and_the_run_goes_on(tiles: Path, tmp_path: Path, shard_format: str) -> None:
     options = [f"Folder:root={tiles}", "--out", str(tmp_path / "out"), "--format", shard_format]
     script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
