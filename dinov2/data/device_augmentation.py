@@ -1,6 +1,7 @@
 """The augmentation on the training device: all crops of a batch of tiles at once, from parameters drawn by workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -58,8 +59,8 @@ class DeviceAugmentation:
         batch, count = plan.boxes.shape[:2]
         if count == 0:
             return torch.empty(0, 3, 0, 0, device=self.device)
-        # The trainer's autocast must not reach the products: half precision is not enough for pixels.
-        with torch.autocast(self.device.type, enabled=False):
+        # The trainer's autocast and TF32 must not reach the products: half precision is not enough for pixels.
+        with torch.autocast(self.device.type, enabled=False), _full_precision():
             images = _crop_all(tiles, plan, size)  # (B * n, S, 3, S)
             for operation, rows, values in plan:
                 changed = self._operations[operation](images.index_select(0, rows), values)
@@ -67,6 +68,17 @@ class DeviceAugmentation:
         planar = images.view(batch, count, size, 3, size).permute(1, 0, 3, 2, 4)  # (n, B, 3, S, S)
         out = torch.empty(planar.shape, device=self.device)
         return torch.sub(planar, self._mean, out=out).div_(self._std).flatten(0, 1)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products of float32 are computed as such, whatever the process has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _crop_all(tiles: PackedTiles, plan: CropPlan, size: int) -> Tensor:

@@ -7,6 +7,7 @@ the local crops, after all augmentations.
 """
 
 import argparse
+import io
 import sys
 import time
 from collections import Counter
@@ -39,7 +40,11 @@ NAMED = 5  # failures and sizes that are listed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = _parser().parse_intermixed_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
+        if args.out.is_dir():
+            raise UserError(f"--out {args.out} is a folder; name the picture's file, such as {args.out / 'grid.png'}")
         if args.n < 1 or args.sample < 1:
             raise UserError(f"--n {args.n}, --sample {args.sample}: both must be at least 1")
         config = load_config(args.config, args.opts)

@@ -7,8 +7,10 @@ Of a mixture every tile is packed once; the weights are not kept.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,13 +22,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dinov2.data.bad_tiles import BadTileMonitor
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import DatasetError
-from dinov2.data.pack_manifest import MANIFEST, Manifest, PackPlan, ShardRecord, file_sha256, fingerprint
+from dinov2.data.fingerprint import fingerprint
+from dinov2.data.pack_manifest import MANIFEST, Manifest, PackPlan, ShardRecord, file_sha256
 from dinov2.data.pack_shards import SHARD_WRITERS
 from dinov2.data.pack_tiles import JPEG, ORIGINAL, PIXELS, PackedTile, TileReader, keep_list
 from dinov2.data.workers import init_worker
 from dinov2.utils.errors import UserError
+from dinov2.utils.file_lock import acquire_lock
 from dinov2.utils.files import replacing
 
+LOCK_FILE = ".lock"
 READ_TOGETHER = 16  # tiles that a worker hands over at a time
 EXAMPLES = """\
 examples:
@@ -55,15 +60,38 @@ def pack(
         max_bad_fraction: of tiles that cannot be decoded; more stop the run.
 
     Raises:
-        DatasetError: the folder holds another data set, or a tile does not fit the format.
+        DatasetError: the folder holds another data set or is being packed by another process, or a tile does not fit
+            the format.
         TooManyBadTilesError: see `BadTileMonitor`.
     """
+    with _alone_in(out):
+        return _pack_alone(dataset, plan, out, workers, max_bad_fraction)
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made, and remove what a run that was killed left there.
+
+    Raises:
+        DatasetError: another process packs into it, or it cannot be written.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".shard-*.tmp"):  # of a run that was killed
-            left.unlink()
+        descriptor, holder = acquire_lock(out / LOCK_FILE)
     except OSError as error:
         raise DatasetError(f"--out {out} cannot be written: {error}") from error
+    if descriptor is None:
+        raise DatasetError(
+            f"--out {out} is being packed by another process{holder}; wait for it, or give another --out"
+        )
+    try:
+        for left in out.glob(".shard-*.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _pack_alone(dataset: TileDataset, plan: PackPlan, out: Path, workers: int, max_bad_fraction: float) -> Manifest:
     manifest = Manifest.load(out) or Manifest(plan)
     if differences := manifest.plan.differences(plan):
         raise DatasetError(f"{out} is packed differently: {differences}; give another --out")
@@ -213,7 +241,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", nargs="?", metavar="SPEC", help="a data set's string, such as Folder:root=TILES")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and the manifest")
     parser.add_argument("--format", choices=list(SHARD_WRITERS), default="tar", help="default: tar")
-    parser.add_argument("--shard-size", type=int, default=10_000, metavar="N", help="tiles a shard; default: 10000")
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="tiles a shard; default: 10000; an h5 shard is made in memory, 2 GB for 10,000 tiles of 256 px",
+    )
     parser.add_argument(
         "--jpeg-quality", type=int, metavar="Q", help="encode as JPEG anew (default: files as they are, others as PNG)"
     )

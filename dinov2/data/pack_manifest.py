@@ -2,24 +2,22 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dinov2.data.datasets import TileDataset
 from dinov2.data.errors import DatasetError
 from dinov2.utils.files import write_text
 
 MANIFEST = "manifest.json"
 VERSION = 1
-FINGERPRINT_TILES = 1000
 
 
 @dataclass(frozen=True)
 class PackPlan:
     """What decides the content of every shard; a folder is only continued with the same plan."""
 
-    dataset: str  # the data set's string
+    dataset: str  # the data set's string; the same tiles may be spelt otherwise
     fingerprint: str  # SHA-256 of the paths of up to 1,000 tiles
     tiles: int
     format: str  # tar or h5
@@ -28,8 +26,8 @@ class PackPlan:
     quality: int  # of jpeg, else 0
 
     def differences(self, other: "PackPlan") -> str:
-        """What two plans differ in, with both values; empty where they are the same."""
-        mine, its = asdict(self), asdict(other)
+        """What two plans differ in but for spelling, with both values; empty where they are the same."""
+        mine, its = asdict(replace(self, dataset="")), asdict(replace(other, dataset=""))
         return ", ".join(f"{key} {mine[key]!r} and {its[key]!r}" for key in mine if mine[key] != its[key])
 
     @property
@@ -106,15 +104,6 @@ class Manifest:
             elif file_sha256(path) != record.sha256:
                 found.append(f"{name}: its SHA-256 differs, its content has changed")
         return found
-
-
-def fingerprint(dataset: TileDataset) -> str:
-    """SHA-256 (hex) of the number of tiles and the paths of up to 1,000 spread over a data set."""
-    n = len(dataset)
-    digest = hashlib.sha256(str(n).encode())
-    for step in range(min(n, FINGERPRINT_TILES)):
-        digest.update(b"\0" + dataset.path(step * n // min(n, FINGERPRINT_TILES)).encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

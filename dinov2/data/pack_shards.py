@@ -59,13 +59,17 @@ class TarShard:
 class H5Shard:
     """An HDF5 file: `img` uint8 (n, H, W, 3), a chunk a tile, and `name` (n,) text.
 
+    It is made in memory and written at the end: where HDF5 itself meets a full disk, closing the file may crash.
+
     Args:
         path: of the file, replaced where it exists.
         capacity: tiles at most.
     """
 
     def __init__(self, path: Path, capacity: int) -> None:
-        self._file = h5py.File(path, "w")
+        self._path = path
+        self._content = io.BytesIO()
+        self._file = h5py.File(self._content, "w")
         self._capacity = capacity
         self._pixels: h5py.Dataset | None = None
         self._names: list[str] = []
@@ -103,6 +107,8 @@ class H5Shard:
                 self._file.create_dataset(
                     "name", data=[os.fsencode(name) for name in self._names], dtype=h5py.string_dtype()
                 )
+        if error is None:
+            self._path.write_bytes(self._content.getbuffer())
 
 
 SHARD_WRITERS: dict[str, type[TarShard] | type[H5Shard]] = {"tar": TarShard, "h5": H5Shard}

@@ -69,7 +69,7 @@ class Coordinates:
         size: (width, height) of level 0, px.
         coords: (N, 2) int64, x and y of the top left corners in level-0 px.
         geometry: what is read there.
-        slide: path of the slide when the coordinates were made, for finding it again; may be empty.
+        slide: path of the slide when the coordinates were made, for those who find the file; it is not read back.
     """
 
     name: str
@@ -144,7 +144,8 @@ def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
     """Check that coordinates were made for this slide.
 
     Raises:
-        CoordinatesError: its size is another, or the level to read does not exist.
+        CoordinatesError: its size is another, or a patch lies outside.
+        SlideError: the level to read does not exist.
     """
     if coordinates.size != (0, 0) and coordinates.size != slide.level_dimensions[0]:
         raise CoordinatesError(
@@ -156,6 +157,15 @@ def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
         raise SlideError(
             f"{slide.path}: level {coordinates.geometry.level} of the coordinates does not exist; "
             f"there are {len(slide.level_dimensions)}. They belong to another slide: make them again."
+        )
+    side = max(coordinates.geometry.patch_size_level0, 1)
+    outside = ((coordinates.coords <= -side) | (coordinates.coords >= slide.level_dimensions[0])).any(axis=1)  # (N,)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise CoordinatesError(
+            f"patch {row} of the coordinates of {coordinates.name}, at {tuple(coordinates.coords[row].tolist())}, lies "
+            f"outside of {slide.path} ({slide.level_dimensions[0][0]} x {slide.level_dimensions[0][1]} px). "
+            "They belong to another slide: make them again."
         )
 
 

@@ -14,11 +14,21 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov2.slides.coordinates import Coordinates, Geometry, finest_level_for
 from dinov2.slides.errors import CoordinatesError
 from dinov2.slides.reader import SlideReader
 from dinov2.utils.files import replacing
+
+_NUMBERS = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)
+_ATTRIBUTES = (
+    *("patch_size", "overlap", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
+    *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample"),
+)
+_MOST_PATCHES = 2**27  # of 1 GiB; a larger number is damage
+_FARTHEST = 2**31  # level-0 px
+_LARGEST_FIELD = 2**14  # px along a side
 
 
 def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: Path) -> dict[str, Any]:
@@ -58,30 +68,40 @@ def write_coordinates(path: Path, coordinates: Coordinates, slide: SlideReader) 
 
 
 def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinates:
-    """Read a coordinate file of this project, of CLAM or of TRIDENT.
+    """Read a coordinate file of this project, of CLAM or of TRIDENT; the slide's name is that of the file.
 
     Args:
         path: the file.
         slide: the open slide; needed for files of CLAM and TRIDENT, which do not say all about its levels.
 
     Raises:
-        CoordinatesError: missing, unreadable, without `coords` or the attributes, or `slide` is needed.
+        CoordinatesError: missing, unreadable, without `coords` or the attributes, with values that cannot be, or
+            `slide` is needed.
     """
     try:
         with h5py.File(path, "r") as file:
-            coords = np.asarray(file["coords"][()], dtype=np.int64).reshape(-1, 2)
-            attributes = dict(file["coords"].attrs)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            dataset = file["coords"]
+            if dataset.dtype.kind not in "iuf" or dataset.size > 2 * _MOST_PATCHES:
+                raise ValueError(f"coords are {dataset.dtype} {dataset.shape}, not numbers (N, 2)")
+            stored = np.asarray(dataset[()]).reshape(-1, 2)
+            attributes = {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
+    except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
         raise CoordinatesError(f"{path}: not a readable coordinate file ({error}). Make it again.") from error
+    coords = _whole(path, stored)
     try:
         geometry = _geometry(attributes, slide)
+        size = (int(attributes.get("level0_width", 0)), int(attributes.get("level0_height", 0)))
     except KeyError as error:
         raise CoordinatesError(
             f"{path}: the attributes of coords have no {error}; there are {', '.join(sorted(attributes)) or 'none'}. "
             "A file has patch_size with patch_level (CLAM), or with level0_magnification and target_magnification."
         ) from error
-    size = (int(attributes.get("level0_width", 0)), int(attributes.get("level0_height", 0)))
-    return Coordinates(str(attributes.get("name", path.stem)), size, coords, geometry, str(attributes.get("slide", "")))
+    except CoordinatesError as error:
+        raise CoordinatesError(f"{path}: {error}") from error
+    except (ValueError, TypeError, IndexError, ArithmeticError) as error:
+        raise CoordinatesError(f"{path}: an attribute of coords is no number of its kind ({error}).") from error
+    _check_geometry(path, geometry)
+    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry)
 
 
 def find_coordinates(folder: Path, name: str) -> Path:
@@ -98,6 +118,45 @@ def find_coordinates(folder: Path, name: str) -> Path:
         f"no coordinates of slide {name} in {folder}: neither {', '.join(str(p.relative_to(folder)) for p in tried)}. "
         "Make them: python -m eval.patches."
     )
+
+
+def _number(attributes: h5py.AttributeManager, name: str) -> Any:
+    """An attribute, a number or a few; raises `ValueError`.
+
+    Attributes are asked for one by one, and text is not read: HDF5 itself may crash where it lists the attributes of a
+    damaged file, and never return where it looks for the text.
+    """
+    attribute = attributes.get_id(name)
+    if not isinstance(attribute.get_type(), _NUMBERS) or attribute.shape not in ((), (1,), (2,)):
+        raise ValueError(f"its attribute {name} is no number")
+    return attributes[name]
+
+
+def _whole(path: Path, stored: NDArray[Any]) -> NDArray[np.int64]:
+    """Check that coordinates (N, 2) are whole numbers of px that a slide can have, and return them as int64."""
+    values = stored.astype(np.float64)
+    good = (np.abs(values) < _FARTHEST) & (np.floor(values) == values)  # (N, 2); neither holds for NaN
+    if not good.all():
+        row = int(np.flatnonzero(~good.all(axis=1))[0])
+        raise CoordinatesError(
+            f"{path}: row {row} of coords is {stored[row].tolist()}; they must be whole numbers of level-0 px below "
+            f"{_FARTHEST:,}. Make it again."
+        )
+    return stored.astype(np.int64)
+
+
+def _check_geometry(path: Path, geometry: Geometry) -> None:
+    """Raise `CoordinatesError` for a size, a field of view or a scale that no patch has."""
+    scales = {"downsample": geometry.downsample, "downsample of the level": geometry.level_downsample}
+    for what, value in scales.items():
+        if not 0 < value < _FARTHEST:  # nor NaN
+            raise CoordinatesError(f"{path}: {what} {value:g} must be positive. Make it again.")
+    read = geometry.patch_size * geometry.downsample / geometry.level_downsample
+    if geometry.patch_size < 1 or not max(geometry.patch_size, read) <= _LARGEST_FIELD:
+        raise CoordinatesError(
+            f"{path}: patch_size {geometry.patch_size}, of which {read:g} px of a level are read; both must be 1 to "
+            f"{_LARGEST_FIELD:,} px. Make it again."
+        )
 
 
 def _geometry(attributes: Mapping[str, Any], slide: SlideReader | None) -> Geometry:

@@ -1,8 +1,11 @@
 """Slides that OpenSlide reads (https://openslide.org/formats): SVS, NDPI, MRXS, SCN, generic tiled TIFF, ..."""
 
+import contextlib
+import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +13,11 @@ from numpy.typing import NDArray
 from dinov2.slides.errors import SlideError
 from dinov2.slides.reader import Size
 
+CACHE_BYTES = 2**26  # of decoded tiles, for all slides of a process; OpenSlide's own is 32 MiB a slide
+
 
 class OpenSlideReader:
-    """Implements `SlideReader` by the library OpenSlide.
+    """Implements `SlideReader` by the library OpenSlide; all slides of a process share one cache of decoded tiles.
 
     Raises:
         SlideError: OpenSlide is not installed, or refuses the file.
@@ -29,6 +34,8 @@ class OpenSlideReader:
             self._slide = openslide.OpenSlide(path)
         except openslide.OpenSlideError as error:
             raise SlideError(f"{path}: OpenSlide: {error or 'unsupported or missing file'}") from error
+        with contextlib.suppress(openslide.OpenSlideVersionError):  # libraries before 4.0 cannot share
+            self._slide.set_cache(_shared_cache(os.getpid()))
         self._error = openslide.OpenSlideError
         self.path = path
         self.level_dimensions: tuple[Size, ...] = self._slide.level_dimensions
@@ -57,3 +64,12 @@ class OpenSlideReader:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@cache
+def _shared_cache(process: int) -> Any:
+    """The cache of a process; a forked one must not use its parent's, whose lock may be held."""
+    import openslide
+
+    del process
+    return openslide.OpenSlideCache(CACHE_BYTES)

@@ -48,13 +48,13 @@ class TiffReader:
             series = self._file.series[0]
             self._levels = [_Level(path, level) for level in series.levels]
             self.properties: Mapping[str, str] = _resolution(self._file, series)
+            self.level_dimensions: tuple[Size, ...] = tuple((level.width, level.height) for level in self._levels)
+            self.level_downsamples: tuple[float, ...] = downsamples(self.level_dimensions)
         except Exception as error:
             self._file.close()
             if isinstance(error, SlideError):
                 raise
             raise SlideError(f"{path}: tifffile: {type(error).__name__}: {error}") from error
-        self.level_dimensions: tuple[Size, ...] = tuple((level.width, level.height) for level in self._levels)
-        self.level_downsamples: tuple[float, ...] = downsamples(self.level_dimensions)
         self.tile_size: Size = (self._levels[0].tile_width, self._levels[0].tile_height)
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.uint8]] = OrderedDict()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from dinov2.data.collate import MultiCropBatch
-from dinov2.data.errors import TooManyBadTilesError
+from dinov2.utils.errors import UserError
 
 
 class BatchFeed:
@@ -20,7 +20,7 @@ class BatchFeed:
     """
 
     def __init__(self, batches: Iterator[MultiCropBatch]) -> None:
-        self.failure: TooManyBadTilesError | None = None
+        self.failure: UserError | None = None
         self.seconds_waited = 0.0
         self._batches = batches
         self._last: MultiCropBatch | None = None
@@ -29,13 +29,14 @@ class BatchFeed:
         """Return the next micro-batch.
 
         Raises:
-            TooManyBadTilesError: at the very first batch, when nothing has been done that could be lost.
+            UserError: too many tiles are bad, or the data set has become unusable, at the very first batch, when
+                nothing has been done that could be lost.
         """
         began = time.perf_counter()
         if self.failure is None:  # after it, the iterator is at its end
             try:
                 self._last = next(self._batches)
-            except TooManyBadTilesError as error:
+            except UserError as error:
                 if self._last is None:
                     raise
                 self.failure = error

@@ -1,14 +1,18 @@
-"""The output folder of a run: `config.yaml` first, and never two runs in one folder."""
+"""The output folder of a run: `config.yaml` first, `dataset.json` with it, and never two runs in one folder."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from dinov2.data.datasets import TileDataset
+from dinov2.data.fingerprint import fingerprint, shares
 from dinov2.train.run_lock import LOCK_FILE
 from dinov2.utils.config import config_from_dict, config_to_dict, differing_keys, read_yaml, to_yaml
 from dinov2.utils.errors import ConfigError, RunFolderError
 from dinov2.utils.files import write_text
 from dinov2.utils.schema import SSLConfig
 
+DATASET_FILE = "dataset.json"
 # Keys that do not change what is computed, and may differ when a run goes on.
 FREE_KEYS = frozenset(
     {
@@ -69,6 +73,40 @@ def _is_free(key: str) -> bool:
 def write_config(folder: Path, config: SSLConfig) -> None:
     """Write the resolved configuration to `config.yaml`, creating the folder."""
     write_text(folder / "config.yaml", to_yaml(config))
+
+
+def check_same_data(folder: Path, dataset: TileDataset, force: bool = False) -> None:
+    """Check that a run which goes on reads the tiles that it began with: others would repeat some and lose some.
+
+    A folder without `dataset.json`, as of a new run, fits every data set.
+
+    Raises:
+        RunFolderError: the tiles, or a mixture's weights, are not those of the file, unless `force`; or it is damaged.
+    """
+    path = folder / DATASET_FILE
+    if force or not path.is_file():
+        return
+    try:
+        there = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); give --force to go on with today's tiles") from error
+    here = _describe(dataset)
+    if there != here:
+        rows = [f"{key}: {there.get(key)!r} there, {here[key]!r} here" for key in here if there.get(key) != here[key]]
+        raise RunFolderError(
+            f"the data set has changed since the run in {str(folder)!r} began:\n  "
+            + "\n  ".join(rows)
+            + "\nsamples would be repeated or lost: restore it, give another --output-dir, or --force to go on"
+        )
+
+
+def write_dataset(folder: Path, dataset: TileDataset) -> None:
+    """Write what `check_same_data` compares to `dataset.json`."""
+    write_text(folder / DATASET_FILE, json.dumps(_describe(dataset), indent=1) + "\n")
+
+
+def _describe(dataset: TileDataset) -> dict[str, Any]:
+    return {"tiles": len(dataset), "shares": shares(dataset), "fingerprint": fingerprint(dataset)}
 
 
 def _stored_values(path: Path) -> dict[str, Any]:

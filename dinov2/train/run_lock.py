@@ -1,10 +1,6 @@
 """Two trainers must not write into one run folder: the first holds a lock on it, which ends with its process."""
 
-import fcntl
-import logging
 import os
-import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +9,9 @@ import torch
 
 from dinov2.distributed.env import all_reduce_max, rank
 from dinov2.utils.errors import RunFolderError
+from dinov2.utils.file_lock import acquire_lock
 
-logger = logging.getLogger("dinov2")
 LOCK_FILE = ".lock"
-PATIENCE_SECONDS = 5.0  # workers of a killed run hold its lock until they notice
 
 
 @contextmanager
@@ -26,7 +21,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: another run holds it (where, as far as it is known); on all processes.
     """
-    descriptor, holder = _acquire(folder / LOCK_FILE) if rank() == 0 else (None, "")
+    descriptor, holder = acquire_lock(folder / LOCK_FILE) if rank() == 0 else (None, "")
     taken = bool(all_reduce_max(torch.tensor(int(bool(holder)))))
     try:
         if taken:
@@ -38,26 +33,3 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _acquire(path: Path) -> tuple[int | None, str]:
-    """Return an open locked file, or who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                holder = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                return None, f" ({holder})" if holder else " (which one is not known)"
-            time.sleep(0.2)
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): two runs in one folder would not be noticed", path, error)
-            return descriptor, ""
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {platform.node()}".encode())
-    return descriptor, ""

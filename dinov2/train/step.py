@@ -71,7 +71,7 @@ class TrainStep:
         A step that is not taken leaves everything as it was; one that overflows in float16 halves the scale.
 
         Raises:
-            TooManyBadTilesError: see `BatchFeed`.
+            UserError: see `BatchFeed`.
         """
         before = self._traces()
         apply_schedule(self.optimizer, values)

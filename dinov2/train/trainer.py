@@ -13,7 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.collate import MultiCropBatch
 from dinov2.data.datasets import TileDataset, make_dataset
-from dinov2.data.errors import TooManyBadTilesError
+from dinov2.data.errors import DatasetError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
 from dinov2.distributed.env import all_reduce_max, rank, world_size
@@ -31,7 +31,7 @@ from dinov2.train.interrupt import StopReason, StopRequest
 from dinov2.train.optim import build_optimizer
 from dinov2.train.precision import Precision
 from dinov2.train.requeue import job_deadline, requeue_if_slurm
-from dinov2.train.run_folder import check_run_folder, write_config
+from dinov2.train.run_folder import check_run_folder, check_same_data, write_config, write_dataset
 from dinov2.train.run_lock import run_lock
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -71,6 +71,7 @@ class Trainer:
         train.global_batch_size = self.plan.global_batch
         self.dataset = _open_dataset(train.dataset_path)
         check_run_folder(folder, config, force)
+        check_same_data(folder, self.dataset, force)
         self.checkpointer = Checkpointer(
             folder,
             train.keep_last_checkpoints,
@@ -113,8 +114,8 @@ class Trainer:
 
         Raises:
             DivergenceError: losses or gradients were not finite in too many steps.
-            UserError: too many tiles are damaged (the state is saved first), no checkpoint can be read, or the last one
-                could not be written.
+            UserError: too many tiles are damaged or the data set fails (the state is saved first), no checkpoint can be
+                read, or the last one could not be written.
         """
         with nullcontext(stop) if stop else StopRequest() as request, run_lock(self.folder):
             return self._run(request)
@@ -124,6 +125,7 @@ class Trainer:
         end = min(self.schedules.total_steps, self.config.train.max_steps or self.schedules.total_steps)
         if rank() == 0:
             write_config(self.folder, self.config)
+            write_dataset(self.folder, self.dataset)
         self._announce(start, end)
         stop.stop_at(job_deadline(os.environ, self.config.train.stop_before_minutes))
         self.step.stop_code = stop.code
@@ -136,8 +138,8 @@ class Trainer:
                 report = self.step(feed, values)
                 if report.failed_ranks:
                     self._save_finally(step)
-                    raise feed.failure or TooManyBadTilesError(
-                        f"rank {report.failed_ranks[0]} found too many bad tiles: its log names them"
+                    raise feed.failure or DatasetError(
+                        f"rank {report.failed_ranks[0]} has no more usable data: its log says why"
                     )
                 if metrics and (report.bad or step % self.config.train.log_period_iterations == 0):
                     metrics.log(step, report.numbers | values.named() | clock.speed())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,6 +194,28 @@ def test_tiles_of_several_sizes_are_rendered_as_each_alone(
         for number, (tile, p) in enumerate(zip(pixels, params, strict=True)):
             alone = augmentation.render(pack_tiles([tile]), make_plan([p[part]]), size)
             assert torch.allclose(together[number :: len(tiles)], alone, atol=1e-5)
+
+
+def test_reduced_precision_of_products_does_not_reach_the_pixels(
+    tile: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops, pixels = CropsSection(global_crops_size=32, local_crops_size=16), TF.pil_to_tensor(tile)
+    seen = []
+    crop = device_augmentation.crop_tiles
+
+    def record(*args: Any) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return crop(*args)
+
+    monkeypatch.setattr(device_augmentation, "crop_tiles", record)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        _device(crops, pixels, _draws(crops, tile, 0))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {"highest"}
 
 
 def test_autocast_does_not_reach_the_pixels(tile: Image.Image) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dinov2.data import index_cache
 from dinov2.data.datasets import Folder, TileDataset, list_datasets, make_dataset, register_dataset
 from dinov2.data.datasets import registry as registry_module
 from dinov2.data.errors import DatasetError
@@ -37,7 +39,11 @@ def test_folder_finds_every_suffix_at_any_depth_in_sorted_order(tmp_path: Path) 
     assert all(dataset.decode(i).shape == (3, 4, 4) for i in range(len(dataset)))
 
 
-def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, write_tiles: WriteTiles) -> None:
+def test_folder_reads_linked_folders_once_and_survives_loops(
+    tmp_path: Path, write_tiles: WriteTiles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DINOV2_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "MIN_KEPT", 1)
     write_tiles(tmp_path / "elsewhere", 2)
     root = tmp_path / "root"
     write_tiles(root / "real", 1)
@@ -45,7 +51,15 @@ def test_folder_reads_linked_folders_once_and_survives_loops(tmp_path: Path, wri
     (root / "loop").symlink_to(root)
     (root / "real" / "up").symlink_to(root)
     (root / "broken.png").symlink_to(tmp_path / "nothing.png")
-    assert len(Folder(str(root))) == 3
+    (root / "broken_folder").symlink_to(tmp_path / "nothing")
+    (root / os.fsdecode(b"\xff.png")).symlink_to("nowhere")
+    for refresh in ("always", "never"):  # the second is a kept listing
+        caplog.clear()
+        assert len(Folder(str(root), refresh)) == 3
+        (message,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        assert "5 skipped: " in message
+        for text in ("/broken.png (a link", "/broken_folder (a link", "/loop (a folder", "/up (a folder", "\\xff.png"):
+            assert text in message
 
 
 def test_folder_passes_over_links_to_themselves(tmp_path: Path, write_tiles: WriteTiles) -> None:
@@ -77,7 +91,7 @@ def test_imagenet_reads_one_split(tmp_path: Path, write_tiles: WriteTiles) -> No
     write_tiles(tmp_path / "train" / "n01440764", 2)
     write_tiles(tmp_path / "val" / "n01440764", 3)
     assert len(make_dataset(f"ImageNet:split=TRAIN:root={tmp_path}:extra={tmp_path}/extra")) == 2
-    assert len(make_dataset(f"ImageNet:split=VAL:root={tmp_path}")) == 3
+    assert len(make_dataset(f"ImageNet:split=VAL:root={tmp_path}:extra=")) == 3
     with pytest.raises(DatasetError, match="split=TRIAN; did you mean 'TRAIN'"):
         make_dataset(f"ImageNet:split=TRIAN:root={tmp_path}")
     with pytest.raises(DatasetError, match="test does not exist"):
@@ -122,11 +136,42 @@ def test_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
         ("Folder", r"needs root\. Write Folder:root="),
         ("Folder:", "'' is not key=value"),
         ("Folder:root=a:root=b", "'root' twice"),
+        ("Folder:root=", "the value of 'root' is empty"),
+        ("Folder:root=x:refresh= ", "the value of 'refresh' is empty"),
+        ("Slides:manifest=:coords=x", "the value of 'manifest' is empty"),
     ],
 )
 def test_wrong_strings(spec: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         make_dataset(spec)
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_packages_add_kinds_by_entry_points(tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tiles.py").write_text(
+        "from dinov2.data.datasets import Folder\n\nimported = []\n\n\n"
+        "class Mine(Folder):\n    def __init__(self, where):\n        super().__init__(where)\n"
+    )
+    metadata = tmp_path / "my_tiles-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-tiles\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[dinov2.datasets]\nMine = my_tiles:Mine\nBroken = my_tiles_nowhere:X\nNothing = my_tiles:imported\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"Mine", "Broken", "Folder"} <= set(list_datasets())
+    assert "my_tiles" not in sys.modules
+    assert len(make_dataset(f"Folder:root={tiles}")) == 20
+    assert "my_tiles" not in sys.modules
+    for _ in range(2):
+        assert len(make_dataset(f"Mine:where={tiles}")) == 20
+    monkeypatch.delitem(sys.modules, "my_tiles")
+    with pytest.raises(DatasetError, match="did you mean 'Mine'"):
+        make_dataset("Mien:where=x")
+    with pytest.raises(DatasetError, match=r"'Broken' of my_tiles_nowhere:X \(my-tiles\) cannot be imported: Module"):
+        make_dataset("Broken:")
+    with pytest.raises(DatasetError, match=r"is \[\], no class or function"):
+        make_dataset("Nothing:")
 
 
 def test_values_may_contain_colons(tmp_path: Path, write_tiles: WriteTiles) -> None:

@@ -17,6 +17,8 @@ from PIL import Image
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
 from dinov2.data.loaders import make_loader
+from dinov2.slides import Coordinates, open_slide, write_coordinates
+from dinov2.slides.coordinates import geometry_at_level
 from dinov2.utils.schema import CropsSection, IbotSection
 
 IMAGES = 40  # damaged image files a round; one in five is good
@@ -121,6 +123,57 @@ def _fuzz(folder: Path, tile: Image.Image, crops: CropsSection, seconds: float) 
         assert loader.monitor.paths
         rounds += 1
     return rounds
+
+
+def _slides_parts(folder: Path, write_slide: Callable[..., Path]) -> list[Path]:
+    """A manifest of two slides, of OpenSlide and of Pillow, and their coordinates; the files that can be damaged."""
+    image = np.random.default_rng(0).integers(0, 256, (100, 120, 3)).astype(np.uint8)
+    slides = [write_slide(folder / "a.tif", image), folder / "b.png"]
+    Image.fromarray(image).save(slides[1])
+    for path in slides:
+        with open_slide(path) as slide:
+            made = Coordinates(path.stem, (120, 100), np.array([[0, 0], [40, 9]]), geometry_at_level(slide, 0, 32, 0.5))
+            write_coordinates(folder / f"{path.stem}.h5", made, slide)
+    (folder / "slides.csv").write_text("slide,note\na.tif,one\nb.png,two\n")
+    return [folder / name for name in ("slides.csv", "a.h5", "b.h5", "a.tif", "b.png")]
+
+
+@pytest.mark.parametrize("rounds", [150, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_slides(tmp_path: Path, write_slide: Callable[..., Path], rounds: int) -> None:
+    spec = f"Slides:manifest={tmp_path}/slides.csv:coords={tmp_path}"
+    parts = {path: path.read_bytes() for path in _slides_parts(tmp_path, write_slide)}
+    assert len(make_dataset(spec)) == 4
+    refused = []
+    for number in range(rounds):
+        path = list(parts)[number % len(parts)]
+        path.write_bytes(_mutate(parts[path], np.random.default_rng(number)))
+        try:
+            _decode_some(make_dataset(spec))
+        except DatasetError as error:
+            refused.append(str(error))
+        path.write_bytes(parts[path])
+    assert all(refused)
+    assert 0 < len(refused) < rounds
+
+
+def test_damaged_mixtures(tmp_path: Path, tiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = b"datasets:\n- {spec: 'Folder:root=tiles', weight: 2}\n- {spec: 'Folder:root=.', weight: 1}\n"
+    odd = [b"2001-99-99", b"[" * 3000, b"1" * 400, b"1" * 5000, b".inf", b"0x", b"*a", b"&a [*a]", b"!!binary x"]
+    contents = [whole.replace(b"2", value) for value in odd]
+    contents += [whole.replace(b"tiles", value) for value in (b"\xff", b"x" * 5000)]
+    contents += [whole.replace(b"'Folder:root=tiles'", value) for value in (b'"Folder:root=\\0"', b'"Mix:\\ud800"')]
+    contents += [_mutate(whole, np.random.default_rng(number)) for number in range(300)]
+    refused = []
+    for content in contents:
+        (tmp_path / "mix.yaml").write_bytes(content)
+        try:
+            _decode_some(make_dataset("Mix:mix.yaml"))
+        except DatasetError as error:
+            refused.append(str(error))
+    assert all(refused)
+    assert 0 < len(refused) < len(contents)
 
 
 def _children() -> set[str]:

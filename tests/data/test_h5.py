@@ -40,10 +40,12 @@ def test_tiles_of_several_files(tmp_path: Path) -> None:
             dataset.path(outside)
 
 
-def test_one_file_and_links_to_it(tmp_path: Path) -> None:
+def test_one_file_and_links_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _write(tmp_path / "x.h5", 3)
     (tmp_path / "y.h5").symlink_to(tmp_path / "x.h5")
     assert len(H5(str(tmp_path))) == len(H5(str(tmp_path / "y.h5"))) == 3
+    assert "1 skipped: " in caplog.text
+    assert "y.h5 (a file that is read under another name)" in caplog.text
 
 
 def test_survives_pickling_with_open_files(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The picture of a data set, and what the command says about it."""
 
+import io
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +65,7 @@ def test_bad_input_is_one_line(tiles: Path, config: Path, tmp_path: Path, capsys
     dataset, out = f"Folder:root={tiles}", str(tmp_path / "grid.png")
     for arguments, message in [
         ([dataset, "--config", str(config), "--out", out, "--n", "0"], "--n 0"),
+        (["Folder:root=nowhere", "--config", str(config), "--out", str(tiles)], "is a folder; name the picture's file"),
         ([dataset, "--config", str(tmp_path / "none.yaml"), "--out", out], "does not exist"),
         (["Foldr:root=x", "--config", str(config), "--out", out], "did you mean 'Folder'"),
         ([dataset, "--config", str(config), "--out", out, "crops.jpg.p=1"], "crops.jpg"),
@@ -80,3 +84,12 @@ def test_nothing_readable_is_an_error(
         truncate(path)
     assert main([f"Folder:root={tiles}", "--config", str(config), "--out", str(tmp_path / "grid.png")]) == 2
     assert "no readable tile" in capsys.readouterr().err
+
+
+def test_names_need_not_be_text(tiles: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(os.fsdecode(os.fsencode(tiles) + b"/tile_\xff.png")).write_bytes(b"")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="utf-8", write_through=True))
+    arguments = [f"Folder:root={tiles}", "--config", str(config), "--out", str(tmp_path / "x.png"), "--n", "21"]
+    assert main(arguments) == 0
+    assert b"tile_\\udcff.png" in out.getvalue()

@@ -20,6 +20,7 @@ from dinov2.data.datasets import Folder, make_dataset
 from dinov2.data.pack import main, make_plan, pack
 from dinov2.data.pack_manifest import Manifest, file_sha256
 from dinov2.data.pack_tiles import member_name
+from dinov2.utils import file_lock
 
 WriteTiles = Callable[..., list[Path]]
 
@@ -36,6 +37,7 @@ def test_tar_shards_keep_the_files_as_they_are(tiles: Path, tmp_path: Path, caps
     assert [packed.encoded(i) for i in range(len(packed))] == [source.encoded(i) for i in range(20)]  # type: ignore[attr-defined]
     assert packed.path(9).endswith("shard-000001.tar/tiles/000000009-tile_009.png")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".lock",
         "manifest.json",
         *(f"shard-00000{number}.tar" for number in range(3)),
     }
@@ -107,11 +109,13 @@ def test_complete_shards_are_kept(tiles: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pack_module, "_write_shard", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack(dataset, plan, out)
-    assert not (manifest := Manifest.load(out)) or list(manifest.shards) == ["shard-000000.tar", "shard-000001.tar"]
+    manifest = Manifest.load(out)
+    assert manifest is not None
+    assert list(manifest.shards) == ["shard-000000.tar", "shard-000001.tar"]
     (out / ".shard-000002.tar.77.tmp").write_bytes(b"left by a run that was killed")
     assert pack(dataset, plan, out).complete
     assert written == [0, 1, 2, 2, 3]
-    assert not list(out.glob(".*"))
+    assert [path.name for path in out.glob(".*")] == [".lock"]
     (out / "shard-000001.tar").write_bytes(b"short")
     assert pack(dataset, plan, out).faults(out) == []
     assert written[5:] == [1]
@@ -164,6 +168,7 @@ def test_another_plan_needs_another_folder(tiles: Path, tmp_path: Path, capsys: 
     _pack(tiles, tmp_path / "out", "--shard-size", "5")
     assert _pack(tiles, tmp_path / "out", "--shard-size", "6") == 2
     assert "is packed differently: shard_size 5 and 6; give another --out" in capsys.readouterr().err
+    assert main([f"Folder:{tiles}", "--out", str(tmp_path / "out"), "--shard-size", "5"]) == 0  # spelt otherwise
     (tiles / "tile_000.png").unlink()
     assert _pack(tiles, tmp_path / "out", "--shard-size", "5") == 2
     assert "tiles 20 and 19" in capsys.readouterr().err
@@ -224,3 +229,31 @@ def test_shards_are_archives_that_tar_reads(tiles: Path, tmp_path: Path) -> None
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as archive:
         assert len(archive.getnames()) == 20
         assert {member.mtime for member in archive} == {0}
+
+
+@pytest.mark.parametrize("shard_format", [pytest.param("tar", marks=pytest.mark.slow), "h5"])
+def test_a_full_disk_is_an_error_and_the_run_goes_on(tiles: Path, tmp_path: Path, shard_format: str) -> None:
+    options = [f"Folder:root={tiles}", "--out", str(tmp_path / "out"), "--format", shard_format]
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
+    script += f"from dinov2.data.pack import main; raise SystemExit(main({options!r}))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=os.getcwd())
+    assert run.returncode == 2, run.stderr
+    assert f"shard-000000.{shard_format} cannot be written: [Errno 27] File too large" in run.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert main(options) == 0
+
+
+def test_two_runs_in_one_folder(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(file_lock, "PATIENCE_SECONDS", 0.0)
+    out = tmp_path / "out"
+    descriptor, _ = file_lock.acquire_lock(out / ".lock")
+    assert descriptor is not None
+    (out / ".shard-000000.tar.77.tmp").write_bytes(b"of the run that has the lock")
+    assert _pack(tiles, out) == 2
+    assert f"is being packed by another process (process {os.getpid()} on " in capsys.readouterr().err
+    assert (out / ".shard-000000.tar.77.tmp").exists()
+    os.close(descriptor)
+    assert _pack(tiles, out) == 0
+    assert {path.name for path in out.iterdir()} == {".lock", "manifest.json", "shard-000000.tar"}

@@ -1,15 +1,19 @@
 """The data set `Slides`: tiles of several slides in the manifest's order, and rows that cannot be used."""
 
 import pickle
+import resource
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dinov2.data.datasets import make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
-from dinov2.slides import Coordinates, open_slide, write_coordinates
+from dinov2.slides import Coordinates, handles, open_slide, write_coordinates
 from dinov2.slides.coordinates import geometry_at_level, geometry_at_mpp
+from dinov2.slides.handles import OpenSlides
 
 
 @pytest.fixture
@@ -116,3 +120,70 @@ def test_a_slide_that_disappears_is_a_bad_tile(folder) -> None:
     with pytest.raises(BadTileError, match=r"a.tif at \(40, 10\): .*no such file"):
         dataset.decode(1)
     assert dataset.decode(3).shape == (3, 32, 32)
+
+
+def test_rows_that_are_the_same_slide_are_refused(folder, write_slide) -> None:
+    (folder / "slides" / "link.tif").symlink_to(folder / "slides" / "a.tif")
+    write_slide(folder / "other" / "c.tif", np.zeros((200, 300, 3), np.uint8))
+    for rows, message in (
+        (("a", "b", "a"), r"line 4: .*/slides/a.tif has the same slide, .* as line 2"),
+        (("a", "link"), r"line 3: .*/slides/link.tif has the same slide, .* as line 2"),
+        (("c", "a", "../other/c"), r"line 4: .*/other/c.tif has the same coordinate file, .*/c.h5, as line 2"),
+    ):
+        (folder / "slides.csv").write_text("slide\n" + "".join(f"slides/{row}.tif\n" for row in rows))
+        with pytest.raises(DatasetError, match=message):
+            make_dataset(spec(folder))
+
+
+@pytest.mark.parametrize(
+    ("coords", "attributes", "message"),
+    [
+        ([[2**33 + 5, 0]], {}, r"row 0 of coords is \[8589934597, 0\]; they must be whole"),
+        ([[0.0, 0.0], [0.0, np.nan]], {}, r"row 1 of coords is \[0\.0, nan\]"),
+        ([[0.5, 0.0]], {}, r"row 0 of coords is \[0\.5, 0\.0\]"),
+        (
+            [[0, 0], [300, 0]],
+            {},
+            r"patch 1 of the coordinates of a, at \(300, 0\), lies outside of .*a.tif \(300 x 200",
+        ),
+        ([[0, -32]], {}, r"patch 0 .* lies outside"),
+        ([[0, 0]], {"patch_size": 0}, r"patch_size 0, of which 0 px"),
+        ([[0, 0]], {"patch_size": 2**20}, r"both must be 1 to 16,384 px"),
+        ([[0, 0]], {"patch_size": "abc"}, r"not a readable .*attribute patch_size is no number"),
+        ([[0, 0]], {"downsample": np.zeros(2)}, r"downsample 0 must be positive"),
+        ([[0, 0]], {"downsample": np.zeros(0)}, r"attribute downsample is no number"),
+        ([[b"a", b"b"]], {}, r"coords are \|S1 \(1, 2\), not numbers"),
+    ],
+)
+def test_values_that_no_patch_has(folder, coords, attributes, message) -> None:
+    path = folder / "out" / "patches" / "a.h5"
+    with h5py.File(path, "r+") as file:
+        before = dict(file["coords"].attrs)
+        del file["coords"]
+        file["coords"] = np.array(coords)
+        file["coords"].attrs.update(before | attributes)
+    with pytest.raises(DatasetError, match=rf"line 2: .*{message}"):
+        make_dataset(spec(folder))
+
+
+def test_patches_over_the_edge_are_good(folder) -> None:
+    with h5py.File(folder / "out" / "patches" / "a.h5", "r+") as file:
+        file["coords"][:] = [[-31, 0], [299, 199], [0, 0]]
+    assert make_dataset(spec(folder)).decode(1).shape == (3, 32, 32)
+
+
+def test_slides_that_openslide_does_not_read_are_open_within_a_bound(folder, monkeypatch) -> None:
+    monkeypatch.setattr(handles, "IN_MEMORY", 2)
+    paths = [folder / "slides" / f"{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("RGB", (8, 8)).save(path)
+    slides = OpenSlides(10)
+    for path in (folder / "slides" / "a.tif", *paths):
+        slides.get(path)
+    assert list(slides._open) == [folder / "slides" / "a.tif", *paths[2:]]
+
+
+def test_a_quarter_of_the_files_are_slides_at_most(folder, monkeypatch) -> None:
+    assert make_dataset(spec(folder, open=3))._slides.limit == 3
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (40, 1000))
+    assert make_dataset(spec(folder))._slides.limit == 10

@@ -100,13 +100,19 @@ def test_other_members_are_passed_over(tmp_path: Path, tiles: Path) -> None:
     assert len(Tar(str(tmp_path / "x.tar"))) == 1
 
 
-def test_of_members_with_one_name_the_last_counts(tmp_path: Path, tiles: Path) -> None:
+def test_of_members_with_one_name_the_last_counts(
+    tmp_path: Path, tiles: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second, third = ((tiles / f"tile_00{i}.png").read_bytes() for i in range(3))
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         for name, content in (("a.png", first), ("b.png", second), ("a.png", third)):
             _add(archive, name, content)
+        _add(archive, "link.png", b"", tarfile.LNKTYPE)
     dataset = Tar(str(tmp_path / "x.tar"))
     assert [dataset.encoded(i) for i in range(len(dataset))] == [second, third]
+    assert "2 skipped: " in caplog.text
+    assert "x.tar/a.png (an earlier member of this name), " in caplog.text
+    assert "x.tar/link.png (no regular file)" in caplog.text
 
 
 def test_a_shard_named_twice_is_read_once(shards: Path) -> None:

@@ -81,7 +81,7 @@ def test_too_many_are_kept_by_all_and_blamed_on_one(outcomes, capsys):
 def test_data_that_fail_on_one_rank_stop_all_with_the_state_saved(outcomes):
     folder, seen, _ = outcomes
     assert seen["hungry"][1]["text"] == "all tiles of rank 1 are gone"
-    assert "rank 1 found too many bad tiles" in seen["hungry"][0]["text"]
+    assert "rank 1 has no more usable data: its log says why" in seen["hungry"][0]["text"]
     assert {"2", "3"} <= {path.name for path in (folder / "hungry" / "checkpoints").iterdir()}
 
 

@@ -13,13 +13,15 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.index_cache import Watched, kept_or_listed
 from dinov2.data.index_names import NameColumns, name_at
 from dinov2.data.index_table import IndexTable
+from dinov2.data.skipped import Skipped, warn_of_skipped
 
 
 class FileListing:
     """The files below `root`, at any depth, sorted by name folder by folder, as an `IndexTable`.
 
     Names that start with a dot are skipped. Linked folders are followed, but each real folder is read once, under the
-    first of its names in sorted order, so links that lead back do no harm. A file reached under two names, and equal
+    first of its names in sorted order, so links that lead back do no harm. These, links that lead nowhere, and what has
+    such a suffix and is no file are left out with a warning. A file reached under two names, and equal
     content, count twice.
 
     Args:
@@ -44,6 +46,7 @@ class FileListing:
             lambda table: len(table.columns["folder"]),
             lambda: _list(kind, self.root, suffixes),
         )
+        warn_of_skipped(f"{kind}:root={root}", self._table.facts)
         if not len(self):
             raise DatasetError(f"{kind}:root={root}: no file below {self.root}; looked for {', '.join(suffixes)}")
 
@@ -62,13 +65,15 @@ class FileListing:
 
 
 def _list(kind: str, root: str, suffixes: tuple[str, ...]) -> IndexTable:
-    watched = Watched()
+    watched, skipped = Watched(), Skipped()
     try:
-        files = _files(root, "", suffixes, watched, set())
+        files = _files(root, "", suffixes, watched, set(), skipped)
         shown = tqdm(files, desc=f"listing {root}", unit=" files", delay=2, leave=False, disable=None)
-        return listing_table(kind, root, shown, watched)
+        table = listing_table(kind, root, shown, watched)
     except OSError as error:
         raise DatasetError(f"{kind}:root={root} cannot be listed: {error}") from error
+    table.facts |= skipped.facts()
+    return table
 
 
 def listing_table(kind: str, root: str, files: Iterable[tuple[str, str]], watched: Watched) -> IndexTable:
@@ -102,21 +107,24 @@ def listing_table(kind: str, root: str, files: Iterable[tuple[str, str]], watche
 
 
 def _files(
-    root: str, below: str, suffixes: tuple[str, ...], watched: Watched, seen: set[tuple[int, int]]
+    root: str, below: str, suffixes: tuple[str, ...], watched: Watched, seen: set[tuple[int, int]], skipped: Skipped
 ) -> Iterator[tuple[str, str]]:
     """Folder, relative to the root, and name of each file."""
     status = watched.add(os.path.join(root, below))
     identity = (status.st_dev, status.st_ino)
     if identity in seen:
+        skipped.add(os.path.join(root, below), "a folder that is read under another name")
         return
     seen.add(identity)
     with os.scandir(os.path.join(root, below)) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
         if _is(entry.is_dir):
-            yield from _files(root, os.path.join(below, entry.name), suffixes, watched, seen)
-        elif entry.name.lower().endswith(suffixes) and _is(entry.is_file):
+            yield from _files(root, os.path.join(below, entry.name), suffixes, watched, seen, skipped)
+        elif (wanted := entry.name.lower().endswith(suffixes)) and _is(entry.is_file):
             yield below, entry.name
+        elif wanted or (entry.is_symlink() and not os.path.exists(entry.path)):
+            skipped.add(entry.path, "a link that leads nowhere" if entry.is_symlink() else "no regular file")
 
 
 def _is(question: Callable[[], bool]) -> bool:

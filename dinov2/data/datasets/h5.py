@@ -13,6 +13,7 @@ from dinov2.data.datasets.handles import OpenFiles
 from dinov2.data.datasets.registry import register_dataset
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.index_cache import kept_or_listed
+from dinov2.data.skipped import Skipped, warn_of_skipped
 
 SUFFIXES = (".h5", ".hdf5")
 
@@ -40,7 +41,12 @@ class H5:
             self._root, self._paths = os.path.dirname(path), [path]
         else:
             listing = FileListing("H5", root, SUFFIXES, refresh)
-            real = {os.path.realpath(listing.path(i)): listing.path(i) for i in reversed(range(len(listing)))}
+            real: dict[str, str] = {}
+            skipped = Skipped()
+            for name in map(listing.path, range(len(listing))):
+                if real.setdefault(os.path.realpath(name), name) != name:
+                    skipped.add(name, "a file that is read under another name")
+            warn_of_skipped(f"H5:root={root}", skipped.facts())
             self._root, self._paths = listing.root, sorted(real.values())
         self._table = kept_or_listed(
             "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)

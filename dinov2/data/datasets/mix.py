@@ -1,8 +1,8 @@
 """Weighted mixtures of data sets."""
 
 import bisect
-import math
 import os
+import sys
 from itertools import accumulate
 from typing import Any
 
@@ -85,7 +85,7 @@ def _read(config: str) -> tuple[list[str], list[float]]:
     try:
         with open(os.path.expanduser(config), encoding="utf-8") as file:
             content = yaml.safe_load(file)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: text, dates, long numbers
         raise DatasetError(f"Mix:{config} cannot be read: {error}") from error
     entries = content.get("datasets") if isinstance(content, dict) and set(content) == {"datasets"} else None
     if not isinstance(entries, list):
@@ -116,7 +116,7 @@ def _spec(config: str, entry: Any) -> str:
 
 
 def _weight(config: str, spec: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not (weight > 0 and math.isfinite(weight)):
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
         raise DatasetError(
             f"Mix:{config}: the weight of {spec!r} is {weight!r}; it must be a positive number (leave a data set out "
             "instead of giving it 0)"

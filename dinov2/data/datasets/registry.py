@@ -1,7 +1,16 @@
-"""Data sets by name. A string `Kind:key=value:key=value`, as in DINOv2, names the kind and its arguments."""
+"""Data sets by name. A string `Kind:key=value:key=value`, as in DINOv2, names the kind and its arguments.
+
+Other packages add kinds by an entry point of the group `dinov2.datasets`, in their pyproject.toml:
+
+    [project.entry-points."dinov2.datasets"]
+    Lmdb = "my_tiles.lmdb:LmdbTiles"
+
+`Lmdb:...` then calls `LmdbTiles`, which is imported when it is first asked for.
+"""
 
 import inspect
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from dinov2.data.datasets.base import TileDataset
@@ -10,6 +19,7 @@ from dinov2.utils.suggest import did_you_mean
 
 Factory = TypeVar("Factory", bound=Callable[..., TileDataset])
 
+ENTRY_POINTS = "dinov2.datasets"
 _FACTORIES: dict[str, Callable[..., TileDataset]] = {}
 
 
@@ -32,8 +42,8 @@ def register_dataset(name: str) -> Callable[[Factory], Factory]:
 
 
 def list_datasets() -> list[str]:
-    """Names of the registered kinds, sorted."""
-    return sorted(_FACTORIES)
+    """Names of the kinds that are registered or that installed packages add, sorted."""
+    return sorted({*_FACTORIES, *_installed()})
 
 
 def make_dataset(spec: str) -> TileDataset:
@@ -45,9 +55,12 @@ def make_dataset(spec: str) -> TileDataset:
             `Mix:mixture.yaml`.
 
     Raises:
-        DatasetError: unknown kind or key, a missing or repeated key, or whatever the data set itself objects to.
+        DatasetError: unknown kind or key, a missing or repeated key, an empty value where the key's default is not
+            empty, a package's kind that cannot be imported, or whatever the data set itself objects to.
     """
     kind, *pieces = spec.split(":")
+    if kind not in _FACTORIES and (entry := _installed().get(kind)):
+        _load(entry)
     if kind not in _FACTORIES:
         raise DatasetError(
             f"{spec!r} names no known kind of data set: {kind!r}{did_you_mean(kind, list_datasets())}. "
@@ -59,11 +72,34 @@ def make_dataset(spec: str) -> TileDataset:
     for key in arguments:
         if key not in parameters:
             raise DatasetError(f"{spec!r}: {kind} has no key {key!r}{did_you_mean(key, list(parameters))}")
+    for key, value in arguments.items():
+        if not value.strip() and parameters[key].default != "":
+            raise DatasetError(f"{spec!r}: the value of {key!r} is empty. Write {kind}:{key}=...")
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in arguments]
     if missing:
         example = ":".join([kind, *(f"{name}=..." for name in missing)])
         raise DatasetError(f"{spec!r}: {kind} needs {', '.join(missing)}. Write {example}")
     return factory(**arguments)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """The kinds of installed packages by name; nothing is imported."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+
+
+def _load(entry: EntryPoint) -> None:
+    """Import a package's kind and register it, unless its module has done so."""
+    where = f"{entry.value} ({entry.dist.name if entry.dist else 'unknown package'})"
+    try:
+        factory = entry.load()
+    except Exception as error:  # whatever another package's import raises
+        raise DatasetError(
+            f"the data set {entry.name!r} of {where} cannot be imported: {type(error).__name__}: {error}. Repair or "
+            "uninstall the package"
+        ) from error
+    if not callable(factory):
+        raise DatasetError(f"the data set {entry.name!r} of {where} is {factory!r}, no class or function")
+    _FACTORIES.setdefault(entry.name, factory)
 
 
 def _parse(spec: str, pieces: list[str], first_key: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ from dinov2.slides.open import open_slide, slide_name
 _COLUMNS = ("slide", "slide_id", "wsi", "path")
 
 _OPENERS = 16  # threads
+_FILES_SHARE = 4  # at most this part of the files that a process may open are slides
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One slide: where it is, its patches (N, 2) as level-0 px, and how they are read."""
+    """One slide: where it is, and how its patches are read."""
 
     path: Path
-    coords: NDArray[np.int32]
     geometry: Geometry
 
 
@@ -44,14 +45,17 @@ class Slides:
             manifest's folder.
         coords: folder of coordinate files, `<slide>.h5` of `python -m eval.patches` or CLAM, `<slide>_patches.h5` of
             TRIDENT, there or in its folder `patches`.
-        open: slides that a process keeps open at once.
+        open: slides that a process keeps open at once, by default 256, of which each takes a file and the memory of its
+            directory; never more than a quarter of the files that the system lets a process open (`ulimit -n`), nor
+            more than 16 that OpenSlide cannot read (OME-TIFF, PNG, JPEG). Samples come from all slides in turn: with
+            fewer than there are, most of them wait for a slide to be opened.
 
     Raises:
-        DatasetError: the manifest is unusable, a row's slide or coordinates are missing or do not fit each other (the
-            row is named), or there is no patch at all.
+        DatasetError: the manifest is unusable, two rows are the same slide or share a coordinate file, a row's slide or
+            coordinates are missing or do not fit each other (the row is named), or there is no patch at all.
     """
 
-    def __init__(self, manifest: str, coords: str, open: str = "16") -> None:
+    def __init__(self, manifest: str, coords: str, open: str = "256") -> None:
         self.manifest = Path(manifest).expanduser().absolute()
         folder = Path(coords).expanduser().absolute()
         if not folder.is_dir():
@@ -60,21 +64,26 @@ class Slides:
             raise DatasetError(f"Slides:open={open}: it must be a whole number, 1 or more.")
         rows = _rows(self.manifest)
         with ThreadPoolExecutor(_OPENERS) as pool:  # each slide is opened once; on network storage that is waiting
-            self._entries = list(pool.map(lambda row: _entry(row[0], folder, row[1]), rows))
-        self._ends = np.cumsum([len(entry.coords) for entry in self._entries]).tolist()
+            files = list(pool.map(lambda row: _coordinate_file(row[0], folder, row[1]), rows))
+            _refuse_repeated("coordinate file", files, rows)
+            opened = list(pool.map(lambda row, file: _open_entry(row[0], file, row[1]), rows, files))
+        self._entries = [entry for entry, _ in opened]
+        self._coords = np.concatenate([coords for _, coords in opened])  # (patches, 2) level-0 px
+        self._ends = np.cumsum([len(coords) for _, coords in opened]).tolist()
         if not self._ends[-1]:
             raise DatasetError(f"Slides:manifest={manifest}: none of its {len(self._entries)} slides has a patch.")
-        self._slides = OpenSlides(int(open))
+        files_allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._slides = OpenSlides(max(min(int(open), files_allowed // _FILES_SHARE), 1))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def _locate(self, index: int) -> tuple[_Entry, int, int]:
-        """Slide and corner (x, y) of patch `index`."""
-        number = bisect_right(self._ends, index)
-        entry = self._entries[number]
-        x, y = entry.coords[index - self._ends[number]].tolist()  # from the end: a negative number
-        return entry, x, y
+        """Slide and corner (x, y) of patch `index`; raises `IndexError`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"tile {index} is not in 0 .. {len(self) - 1}")
+        x, y = self._coords[index].tolist()
+        return self._entries[bisect_right(self._ends, index)], x, y
 
     def path(self, index: int) -> str:
         """Slide, and the patch's corner in level-0 px: `a.svs at (512, 1024)`."""
@@ -93,6 +102,8 @@ class Slides:
             pixels = read_patch(self._slides.get(entry.path), entry.geometry, x, y)  # (H, W, 3)
         except SlideError as error:
             raise BadTileError(self.path(index), str(error)) from error
+        except Exception as error:  # a damaged slide makes libraries raise nearly anything
+            raise BadTileError(self.path(index), f"{type(error).__name__}: {error}") from error
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
@@ -101,7 +112,7 @@ def _rows(manifest: Path) -> list[tuple[Path, str]]:
     try:
         with open(manifest, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"Slides:manifest={manifest}: it cannot be read ({error}).") from error
     columns = list(rows[0]) if rows else []
     column = next((name for name in _COLUMNS if name in columns), None)
@@ -112,21 +123,41 @@ def _rows(manifest: Path) -> list[tuple[Path, str]]:
     for number, row in enumerate(rows, start=2):
         where, cell = f"{manifest}, line {number}", (row[column] or "").strip()
         path = manifest.parent / os.path.expanduser(cell)  # an absolute path stays as it is
-        if not cell or not path.is_file():
+        if not cell or not os.path.isfile(path):
             raise DatasetError(
                 f"{where}: slide {cell!r} does not exist ({path}). Correct the path, which is relative to the "
                 "manifest's folder, or remove the row."
             )
         named.append((path, where))
+    _refuse_repeated("slide", [path for path, _ in named], named)
     return named
 
 
-def _entry(path: Path, folder: Path, where: str) -> _Entry:
+def _refuse_repeated(what: str, files: list[Path], rows: list[tuple[Path, str]]) -> None:
+    """Raise `DatasetError` where two rows lead to one real file."""
+    lines: dict[str, str] = {}
+    for file, (slide, where) in zip(files, rows, strict=True):
+        before = lines.setdefault(os.path.realpath(file), where)
+        if before != where:
+            raise DatasetError(
+                f"{where}: {slide} has the same {what}, {file}, as {before.rpartition(', ')[2]}; its patches would be "
+                "drawn twice. Remove one row, or give slides of the same name a manifest and a folder of their own."
+            )
+
+
+def _coordinate_file(path: Path, folder: Path, where: str) -> Path:
     try:
-        file = find_coordinates(folder, slide_name(path))
+        return find_coordinates(folder, slide_name(path))
+    except CoordinatesError as error:
+        raise DatasetError(f"{where}: {error}") from error
+
+
+def _open_entry(path: Path, file: Path, where: str) -> tuple[_Entry, NDArray[np.int32]]:
+    """A slide, and its patches (N, 2) as level-0 px."""
+    try:
         with open_slide(path) as slide:
             coordinates = read_coordinates(file, slide)
             check_slide(coordinates, slide)
     except (SlideError, CoordinatesError) as error:
         raise DatasetError(f"{where}: {error}") from error
-    return _Entry(path, coordinates.coords.astype(np.int32), coordinates.geometry)
+    return _Entry(path, coordinates.geometry), coordinates.coords.astype(np.int32)

@@ -12,6 +12,7 @@ from dinov2.data.datasets.tar_index import index_tars
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.index_cache import kept_or_listed
 from dinov2.data.index_names import name_at
+from dinov2.data.skipped import warn_of_skipped
 
 
 @register_dataset("Tar")
@@ -34,6 +35,7 @@ class Tar:
         self._table = kept_or_listed(
             "Tar", self._shards, refresh, lambda table: len(table.columns["size"]), lambda: index_tars(self._shards)
         )
+        warn_of_skipped(f"Tar:shards={shards}", self._table.facts)
         if not len(self):
             raise DatasetError(f"Tar:shards={shards}: no image in {len(self._shards)} files")
         self._files = OpenFiles(_open, os.close)

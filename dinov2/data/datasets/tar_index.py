@@ -16,6 +16,7 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.index_cache import Watched
 from dinov2.data.index_names import NameColumns
 from dinov2.data.index_table import IndexTable
+from dinov2.data.skipped import Skipped
 
 logger = logging.getLogger("dinov2")
 COMPRESSION = {
@@ -42,13 +43,13 @@ def index_tars(paths: Sequence[str]) -> IndexTable:
     Raises:
         DatasetError: see `tar_members`.
     """
-    watched, names = Watched(), NameColumns()
+    watched, names, skipped = Watched(), NameColumns(), Skipped()
     shards, offsets, sizes = array("I"), array("q"), array("q")
     for number, path in enumerate(
         tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False, disable=None)
     ):
         watched.add(path)
-        for member in tar_members(path):
+        for member in tar_members(path, skipped):
             names.append(member.name)
             shards.append(number)
             offsets.append(member.offset)
@@ -62,14 +63,15 @@ def index_tars(paths: Sequence[str]) -> IndexTable:
         "size": np.frombuffer(sizes, np.int64),
         **watched.columns(),
     }
-    return IndexTable(columns, {"kind": "Tar", "shards": list(paths)})
+    return IndexTable(columns, {"kind": "Tar", "shards": list(paths), **skipped.facts()})
 
 
-def tar_members(path: str) -> list[Member]:
+def tar_members(path: str, skipped: Skipped) -> list[Member]:
     """The images of one archive, in its order; of members with the same name the last counts, as for `tar -x`.
 
     Where the archive was cut in the middle, its complete members are listed, and the cut one, where an image, with
-    size -1; a warning says so. Links, folders, hidden files and other kinds of file are passed over.
+    size -1; a warning says so. Folders, hidden files and other kinds of file are passed over; earlier members of a
+    name, and links that are named as images, are added to `skipped`.
 
     Raises:
         DatasetError: a compressed archive, none at all, an empty file, or a name that leads out of the archive.
@@ -90,10 +92,14 @@ def tar_members(path: str) -> list[Member]:
             for info in _complete_headers(archive):
                 if info.isfile() and info.offset_data + info.size > end:
                     cut = info.name
-                if not info.isreg() or info.issparse() or not _is_image(info.name):
+                if not _is_image(info.name) or info.isdir():
+                    continue
+                if not info.isreg() or info.issparse():
+                    skipped.add(f"{path}/{info.name}", "no regular file")
                     continue
                 _refuse_escape(path, info.name)
-                found.pop(info.name, None)  # the later one, in its place
+                if found.pop(info.name, None):  # the later one, in its place
+                    skipped.add(f"{path}/{info.name}", "an earlier member of this name")
                 found[info.name] = Member(info.name, info.offset_data, -1 if info.name == cut else info.size)
             stopped = archive.offset
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
