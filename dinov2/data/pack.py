@@ -84,8 +84,11 @@ def _alone_in(out: Path) -> Iterator[None]:
             f"--out {out} is being packed by another process{holder}; wait for it, or give another --out"
         )
     try:
-        for left in out.glob(".shard-*.tmp"):
-            left.unlink(missing_ok=True)
+        try:
+            for left in out.glob(".shard-*.tmp"):
+                left.unlink()
+        except OSError as error:
+            raise DatasetError(f"--out {out} cannot be written: {error}") from error
         yield
     finally:
         os.close(descriptor)
