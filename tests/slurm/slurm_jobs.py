@@ -52,10 +52,20 @@ class Job:
         wait_until(lambda: self.state() in states, seconds, lambda: f"{self.state()}\n{self.log()}")
 
     def start_requeued(self, seconds=120):
-        """Wait until the job is back in the queue, and start it without the two minutes that Slurm would wait."""
+        """Wait until the job is back in the queue, and start it without the two minutes that Slurm would wait.
+
+        Those are there for a reason: a node that is still ending the job's processes would end the new ones too.
+        """
         wait_until(
             lambda: (self.state(), self.state("Restarts")) == ("PENDING", "1"),
             seconds,
             lambda: f"{self.state()}\n{self.log()}",
         )
+        wait_until(lambda: not self.daemons(), seconds, lambda: f"still ending: {self.daemons()}\n{self.log()}")
+        time.sleep(2)  # until the controller has heard of it
         run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+    def daemons(self):
+        """Return the processes by which Slurm watches over the job on all nodes, which are on this machine."""
+        found = subprocess.run(["pgrep", "-af", rf"slurmstepd: \[{self.number}[].]"], capture_output=True, text=True)
+        return found.stdout
