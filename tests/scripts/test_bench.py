@@ -266,9 +266,12 @@ def test_the_parts_of_the_gpu_run_give_options_that_their_programs_take(bench, t
     assert measured == [[images(128, 256), images(512, 112)]]  # 64 tiles of 2 global and 8 local crops
 
 
-def test_the_whole_budget_of_the_gpu_run_is_under_a_quarter_of_an_hour(bench):
-    parts = sum(part.seconds for part in bench.gpu.PARTS.values())
-    assert max(bench.gpu.TEST_SECONDS, bench.gpu.BUILD_SECONDS) + parts < 900
+def test_the_budget_of_the_gpu_run(bench):
+    """Kernels and backbones with what goes before them in under eight minutes, the whole in under twelve."""
+    seconds = {name: part.seconds for name, part in bench.gpu.PARTS.items()}
+    before = max(bench.gpu.TEST_SECONDS, bench.gpu.BUILD_SECONDS)
+    assert before + sum(seconds.values()) < 720
+    assert before + sum(seconds.values()) - seconds["train_step"] - seconds["data"] < 480
 
 
 def test_peers_are_unpacked_from_their_source_distributions(bench, tmp_path):
