@@ -66,6 +66,9 @@ class Job:
         run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def daemons(self):
-        """Return the processes by which Slurm watches over the job on all nodes, which are on this machine."""
-        found = subprocess.run(["pgrep", "-af", rf"slurmstepd: \[{self.number}[].]"], capture_output=True, text=True)
-        return found.stdout
+        """Return the processes by which Slurm watches over the job on all nodes, which are on this machine.
+
+        A stopped one (state T) belongs to a node that a test has silenced: it will not end.
+        """
+        command = ["pgrep", "--runstates=D,R,S", "-af", rf"slurmstepd: \[{self.number}[].]"]
+        return subprocess.run(command, capture_output=True, text=True).stdout
