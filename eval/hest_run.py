@@ -24,6 +24,7 @@ from eval.results import add_results, check_mergeable, open_results, versions
 from eval.settings import FitSettings
 from eval.spots import Features
 from eval.tables import Row
+from eval.tissue import check_map_samples, map_samples, write_tissue
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Work:
         force: start the results folder afresh, whatever it holds (cached embeddings stay).
         strict: refuse what leaks test data into training.
         map_genes: genes whose predictions are kept for the report; the three most variable by default.
+        map_samples: samples that the report draws; those of most spots by default.
         progress: show progress bars.
         command: recorded in the results.
     """
@@ -49,6 +51,7 @@ class Work:
     force: bool = False
     strict: bool = False
     map_genes: tuple[str, ...] = ()
+    map_samples: tuple[str, ...] = ()
     progress: bool = True
     command: str | None = None
 
@@ -103,6 +106,7 @@ def run(
         load_extended(bench_root, n, extended, progress=work.progress) if extended else load_task(bench_root, n)
         for n in names
     ]
+    check_map_samples(loaded, work.map_samples)
     for task in loaded:
         map_genes(task, work.map_genes)
         content = task.content_hash()
@@ -156,6 +160,7 @@ def evaluate_encoder(
                 "versions": versions(),
             }
         )
+    write_tissue(out / "maps", task, map_samples(task, work.map_samples))
     return rows
 
 

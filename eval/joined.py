@@ -10,6 +10,7 @@ from eval.compare import load_rows
 from eval.errors import EvalError
 from eval.results import add_results, read_results
 from eval.tables import Row
+from eval.tissue import tissue_name
 
 OF_THE_ENCODER = ("pooling", "seed")  # settings that may differ between encoders; a row has its own pooling
 
@@ -44,9 +45,10 @@ def join_results(paths: Sequence[Path], out: Path, command: str | None = None) -
     _check_one(rows, "encoder", "encoder_key", "its weights or settings differ between the folders")
     owners = [folder for folder, content in zip(folders, found, strict=True) for _ in content["results"]]
     for row, folder in zip(rows, owners, strict=True):
-        if row["map"] and (folder / "maps" / row["map"]).is_file():
-            with replacing(out / "maps" / row["map"]) as temporary:
-                shutil.copyfile(folder / "maps" / row["map"], temporary)
+        for name in (row["map"], tissue_name(row["task"], row["content_hash"])):
+            if name and (folder / "maps" / name).is_file():
+                with replacing(out / "maps" / name) as temporary:
+                    shutil.copyfile(folder / "maps" / name, temporary)
     facts = {"command": command, "joined": [str(path) for path in paths]}
     return add_results(out, rows, settings, facts, force=True)
 

@@ -18,14 +18,14 @@ from typing import Any
 from dinov2.utils.files import write_text
 from eval.errors import EvalError
 from eval.joined import join_results
-from eval.maps import has_places, read_map
+from eval.maps import read_map
 from eval.report_figures import SPLIT_NAMES, against_expression, drop_plot, slide_maps, strips
 from eval.results import read_results
 from eval.statistics import interval, unit_scores
 from eval.tables import HEADINGS, HIGHER_IS_BETTER, Row, drops, markdown, ordered
 from eval.task_table import task_table
+from eval.tissue import read_tissue, tissue_name
 
-MAP_SAMPLES = 2
 EXAMPLES = """examples:
   python -m eval.hest report results/hvg results/hmhvg                      # report.html of each
   python -m eval.hest report results/hvg/*_vit* --out results/hvg/joint     # one table and report of many encoders
@@ -192,16 +192,15 @@ def _maps(out: Path, row: Row) -> str:
     if not path.is_file():
         return ""
     genes, samples = read_map(path)
-    scored = sorted((s for s in row["samples"] if s["pcc"] is not None), key=lambda s: -s["n_spots"])
-    placed = [s["sample"] for s in scored if s["sample"] in samples and has_places(samples[s["sample"]]["coords"])]
-    chosen = {name: samples[name] for name in placed[:MAP_SAMPLES]}
+    tissue = read_tissue(out / "maps" / tissue_name(row["task"], row["content_hash"]))
+    chosen = {name: samples[name] for name in tissue if name in samples}
     if not chosen:
         return ""
     about = (
-        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: log1p counts of the sections with most spots; measured "
-        "and predicted share a colour scale. Other genes: --map-genes."
+        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: a section's patches at their places, and log1p counts "
+        "there; measured and predicted share a colour scale. Others: --map-samples, --map-genes."
     )
-    return _picture("Measured and predicted expression", about, slide_maps(genes, chosen))
+    return _picture("Measured and predicted expression", about, slide_maps(genes, chosen, tissue))
 
 
 def _gene_table(rows: Sequence[Row]) -> str:
