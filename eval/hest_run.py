@@ -114,6 +114,8 @@ def run(
             check_mergeable(rows, out, task.name, split.name, task.data_hash(split), content)
     for warning in guard(loaded, strict=work.strict):
         logger.warning("%s", warning)
+    for task in loaded:
+        write_tissue(out / "maps", task, map_samples(task, work.map_samples))
     for spec in wanted:
         encoder = _encoder(spec, pooling, device, seed)
         for task in loaded:
@@ -160,7 +162,6 @@ def evaluate_encoder(
                 "versions": versions(),
             }
         )
-    write_tissue(out / "maps", task, map_samples(task, work.map_samples))
     return rows
 
 

@@ -28,7 +28,7 @@ from eval.tissue import read_tissue, tissue_name
 
 EXAMPLES = """examples:
   python -m eval.hest report results/hvg results/hmhvg                      # report.html of each
-  python -m eval.hest report results/hvg/*_vit* --out results/hvg/joint     # one table and report of many encoders
+  python -m eval.hest report results/hvg/runs_* --out results/hvg/joint     # one table and report of many encoders
 
 With --out the folders must agree on the data of a task and on all settings but the encoder's; DIR then holds what a run
 writes, of all encoders: results.json, .csv, .md, .tex, genes.csv, maps and report.html.

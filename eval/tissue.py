@@ -21,6 +21,7 @@ from eval.maps import coordinates, has_places
 
 SIDE, TILE = 384, 16  # px of a picture's longer side and of a patch, at most
 DEFAULT_SAMPLES = 2
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def draw_tissue(patches: Path) -> Tissue:
         corners = np.round((places - low) * scale).astype(int)  # (N, 2)
         width, height = corners.max(axis=0) + tile
         canvas = np.full((height, width, 3), 255, dtype=np.uint8)
-        for i, (x, y) in enumerate(corners):
-            canvas[y : y + tile, x : x + tile] = Image.fromarray(images[i]).resize((tile, tile), Image.Resampling.BOX)
+        for start in range(0, len(images), BATCH):  # one by one, a chunk of many would be unpacked for each of them
+            for (x, y), patch in zip(corners[start : start + BATCH], images[start : start + BATCH], strict=True):
+                small = Image.fromarray(patch).resize((tile, tile), Image.Resampling.BOX)
+                canvas[y : y + tile, x : x + tile] = small
     left, top = low - tile / scale / 2
     return Tissue(canvas, np.array([left, left + width / scale, top + height / scale, top]))
 
