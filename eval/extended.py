@@ -6,22 +6,22 @@ over all samples, so that both splits score the same genes, or for each fold fro
 a file. Source: the MVHybrid paper (arXiv 2508.00383) and HEST-1k (arXiv 2406.16192).
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import Counts, check_raw, read_counts
-from eval.folds import PartFold, Split, loso_split, random_split
-from eval.gene_stats import GeneSums, gene_sums
+from eval.fold_panels import panel_of_all, panels_of_folds, part_sums
+from eval.folds import Split, loso_split, random_split
+from eval.gene_stats import gene_sums
 from eval.genes import read_panel
 from eval.hest_data import Task, file_hash, read_barcodes, task_root
 from eval.manifest import MANIFEST_FILE, Origin, read_manifest
-from eval.panels import PanelRule, choose_panel
+from eval.panels import PanelRule
 from eval.splits import Sample
 
 SplitChoice = Literal["random", "loso", "both"]
@@ -68,14 +68,22 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
     splits = _splits(sizes, origins, settings)
     reads = len(samples) * (1 if settings.genes_file else 2)
     with tqdm(total=reads, unit="sample", desc=f"{name}: counts", disable=not progress) as bar:
+        facts: dict[str, Any] = {}
         if settings.genes_file is not None:
             genes = read_panel(settings.genes_file)
-        else:
+        elif settings.genes_from == "all":
             sums = {}
             for s in samples:
-                sums[s.name] = _sums(_read(s, barcodes[s.name]), splits, per_part=settings.genes_from == "train")
+                counts = _read(s, barcodes[s.name])
+                sums[s.name] = gene_sums(counts.genes, counts.matrix)
                 bar.update()
-            splits, genes = _panels(sums, splits, settings)
+            genes, facts = panel_of_all(sums, origins, settings.rule)
+        else:
+            by_part = {}
+            for s in samples:
+                by_part[s.name] = part_sums(_read(s, barcodes[s.name]), splits)
+                bar.update()
+            splits, genes = panels_of_folds(by_part, splits, settings.rule)
         expression = {}
         for s in samples:
             expression[s.name] = np.log1p(_read(s, barcodes[s.name]).panel(genes))
@@ -90,7 +98,8 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
         splits=splits,
         panel={
             "source": "file" if settings.genes_file else settings.genes_from,
-            "size": len(genes),
+            "size": settings.rule.size if settings.genes_from == "train" else len(genes),
+            **facts,
             **settings.as_dict(),
         },
         counts={s.name: file_hash(s.expression) for s in samples},
@@ -122,51 +131,3 @@ def _read(sample: Sample, barcodes: list[str]) -> Counts:
     counts = read_counts(sample.expression, barcodes)
     check_raw(counts)
     return counts
-
-
-PartSums = dict[tuple[str, int], GeneSums]  # (split, part) -> sums of one sample's spots in it; ("", 0) for all
-
-
-def _sums(counts: Counts, splits: tuple[Split, ...], *, per_part: bool) -> PartSums:
-    sample = counts.source.stem
-    if not per_part:
-        return {("", 0): gene_sums(counts.genes, counts.matrix)}
-    found: PartSums = {}
-    for split in splits:
-        labels: NDArray[np.intp] = split.labels[sample]
-        for part in np.unique(labels):
-            found[split.name, int(part)] = gene_sums(counts.genes, counts.matrix, np.flatnonzero(labels == part))
-    return found
-
-
-def _panels(
-    sums: dict[str, PartSums], splits: tuple[Split, ...], s: Extended
-) -> tuple[tuple[Split, ...], tuple[str, ...]]:
-    """The splits with each fold's columns, and the union of all panels that these index."""
-    if s.genes_from == "all":
-        return splits, choose_panel({name: parts["", 0] for name, parts in sums.items()}, s.rule)
-    chosen: dict[tuple[str, str], tuple[str, ...]] = {}
-    for split in splits:
-        for fold in split.folds:
-            chosen[split.name, fold.name] = choose_panel(_training_sums(sums, split, fold), s.rule)
-    genes = tuple(sorted({g for panel in chosen.values() for g in panel}))
-    column = {g: i for i, g in enumerate(genes)}
-
-    def with_columns(split: Split) -> Split:
-        folds = [replace(f, columns=tuple(column[g] for g in chosen[split.name, f.name])) for f in split.folds]
-        return replace(split, folds=tuple(folds))
-
-    return tuple(with_columns(split) for split in splits), genes
-
-
-def _training_sums(sums: dict[str, PartSums], split: Split, fold: PartFold) -> dict[str, GeneSums]:
-    training = {}
-    for sample, parts in sums.items():
-        inside = [parts[split.name, p] for p in fold.train if (split.name, p) in parts]
-        if inside:
-            training[sample] = GeneSums(
-                inside[0].genes,
-                sum(i.n for i in inside),
-                *(np.sum([getattr(i, k) for i in inside], axis=0) for k in ("seen", "total", "squares")),
-            )
-    return training

@@ -44,11 +44,18 @@ class Task:
     counts: Mapping[str, str] = field(default_factory=dict)
 
     def data_hash(self, split: Split) -> str:
-        """sha256 of all that decides a score besides the encoder: genes, folds, expression and patches."""
-        folds = [[f.name, f.train, f.test, f.columns] for f in split.folds]
-        digest = hashlib.sha256(json.dumps([self.genes, dict(self.content), folds], sort_keys=True).encode())
+        """sha256 of all that decides a score besides the encoder: genes, folds, expression and patches.
+
+        Genes that no fold of the split scores, as those of another split's panels, play no part.
+        """
+        scored = split.scored(len(self.genes))
+        genes = [self.genes[i] for i in scored]
+        named = [None if f.columns is None else [self.genes[i] for i in f.columns] for f in split.folds]
+        folds = [[f.name, f.train, f.test, columns] for f, columns in zip(split.folds, named, strict=True)]
+        digest = hashlib.sha256(json.dumps([genes, dict(self.content), folds], sort_keys=True).encode())
         for name in sorted(self.expression):
-            digest.update(self.expression[name].tobytes())
+            values = self.expression[name]
+            digest.update((values if len(scored) == len(self.genes) else values[:, scored]).tobytes())
             digest.update(split.labels[name].astype(np.int64).tobytes())
         return digest.hexdigest()
 

@@ -88,7 +88,7 @@ def write_folds(task: Path, origins: dict[str, Origin], n_genes: int = 50) -> tu
         sums[name] = gene_sums(counts.genes, counts.matrix)
     rule = PanelRule("hvg", n_genes)
     try:
-        genes = choose_panel(sums, rule)
+        genes = choose_panel(sums, rule).genes
     except EvalError as error:
         _remove_folds(task)
         return 0, f"no folds for the protocol hest-benchmark: {str(error).rstrip('.')}"

@@ -39,6 +39,26 @@ def notes(task: Task, split: Split, records: Sequence[dict[str, Any]], settings:
     if task.panel.get("source") == "file":
         which = f" ({task.panel['file']})" if "file" in task.panel else ""
         found.append(f"the gene panel comes from a file{which}; whether it has seen held-out samples is not known")
+    found += _short_pools(task, records)
     # For given folds the sentence above has said it better.
     said = "patient in training" if split.name == "given" else None
     return found + [leak.text for leak in find_leaks(task, split) if leak.kind != said]
+
+
+def _short_pools(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
+    """One sentence a panel whose pool of most variable genes is smaller than was asked for."""
+    panels = {"": task.panel} | {f"fold {r['fold']}: ": r["panel"] for r in records if "panel" in r}
+    found = []
+    for where, facts in panels.items():
+        used = facts.get("pool_used")
+        if used is None or used >= task.panel["panel"]["pool"]:
+            continue
+        text = (
+            f"{where}the panel's genes of highest mean are taken from {used} most variable ones instead of "
+            f"{task.panel['panel']['pool']}, as only {facts['candidates']} genes are seen often enough in every sample"
+        )
+        if by_study := facts.get("candidates_by_study"):
+            study = min(by_study, key=by_study.__getitem__)
+            text += f" (fewest within study {study!r}: {by_study[study]})"
+        found.append(text)
+    return found

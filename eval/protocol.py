@@ -101,13 +101,15 @@ def _evaluate_split(
         if s.split.name != "random":
             record["held_out"] = s.split.samples(fold.test)
             record["patient_in_training"] = patient_in_training(task, s.split, fold)
+        if fold.panel is not None:
+            record["panel"] = dict(fold.panel)
         records.append(record)
         scores.append(score)
         bar.update()
     result: dict[str, Any] = {m: mean_std([record[m] for record in records]) for m in METRICS}
     result["folds"] = records
     variance = (whole.yy / whole.n).cpu().numpy() - centre**2
-    result["genes"] = _gene_summary(task, np.stack(scores), centre, variance)
+    result["genes"] = _gene_summary(s, np.stack(scores), centre, variance)
     result["samples"] = sample_scores(task, held_out)
     result["leaks"] = [{"kind": leak.kind, "text": leak.text} for leak in find_leaks(task, s.split)]
     result["notes"] = notes(task, s.split, records, settings)
@@ -143,13 +145,13 @@ def _training_set(s: SplitData, fold: PartFold, parts: Sequence[Moments], whole:
 
 
 def _gene_summary(
-    task: Task, pcc: NDArray[np.float64], mean: NDArray[np.float64], variance: NDArray[np.float64]
+    s: SplitData, pcc: NDArray[np.float64], mean: NDArray[np.float64], variance: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """`pcc` is (folds, G) with NaN where a fold excludes the gene; a gene that all exclude has null."""
     summary: list[dict[str, Any]] = []
-    for i, gene in enumerate(task.genes):
+    for i in s.split.scored(len(s.task.genes)):
         kept = pcc[~np.isnan(pcc[:, i]), i]
         scores = mean_std(kept.tolist()) if kept.size else None
         facts = {"mean": float(mean[i]), "variance": float(max(variance[i], 0.0))}
-        summary.append({"gene": gene, "pcc": scores, "n_folds": int(kept.size), **facts})
+        summary.append({"gene": s.task.genes[i], "pcc": scores, "n_folds": int(kept.size), **facts})
     return summary

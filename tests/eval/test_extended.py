@@ -81,14 +81,29 @@ def test_without_a_study_effect_both_splits_agree(tmp_path):
     assert loso > 0.8 * random > 0.4
 
 
-def test_scores_do_not_depend_on_which_splits_are_asked_for(made):
-    both = load(made)
+@pytest.mark.parametrize("genes_from", ["all", "train"])
+def test_scores_do_not_depend_on_which_splits_are_asked_for(made, genes_from):
+    settings = replace(SMALL, genes_from=genes_from)
+    both = load(made, settings)
     features = Precomputed(f"precomputed:{made}/SYNTH/embeddings").features(both)
-    together = {s.name: e.record["pcc"] for s, e in zip(both.splits, evaluate(features, both, FIT), strict=True)}
+    together = {s.name: (s, e.record) for s, e in zip(both.splits, evaluate(features, both, FIT), strict=True)}
     for name in ("random", "loso"):
-        task = load(made, replace(SMALL, split=name))
+        task = load(made, replace(settings, split=name))
         (alone,) = evaluate(features, task, FIT)
-        assert alone.record["pcc"]["mean"] == pytest.approx(together[name]["mean"], abs=1e-9)
+        split, record = together[name]
+        assert alone.record["pcc"]["mean"] == pytest.approx(record["pcc"]["mean"], abs=1e-9)
+        assert [g["gene"] for g in alone.record["genes"]] == [g["gene"] for g in record["genes"]]
+        assert all(g["n_folds"] for g in record["genes"])
+        assert task.data_hash(task.splits[0]) == both.data_hash(split)
+
+
+def test_splits_of_their_own_panels_share_a_folder(made, tmp_path):
+    spec, fold_wise = f"precomputed:{made}/SYNTH/embeddings", replace(SMALL, genes_from="train")
+    for split, count in (("random", 1), ("both", 2), ("loso", 2)):
+        settings = replace(fold_wise, split=split)
+        rows = run([spec], made, ["SYNTH"], tmp_path, fit=FIT, extended=settings, work=Work(progress=False))
+        assert len(rows) == count
+        assert {row["panel"]["size"] for row in rows} == {15}
 
 
 def test_one_group_of_spots_is_held_at_a_time(made, monkeypatch):
@@ -232,6 +247,44 @@ def test_a_gene_absent_in_one_study_is_no_candidate(root):
     gene = load(root).genes[0]
     rewrite_counts(root, "S004", lambda a: a[:, a.var_names != gene].copy())
     assert gene not in load(root).genes
+
+
+def test_a_gene_absent_in_a_held_out_study_is_left_out_of_a_folds_panel(root):
+    settings = replace(SMALL, split="loso", genes_from="train")
+
+    def panels():
+        task = load(root, settings)
+        return {f.name: ([task.genes[i] for i in f.columns], f.panel) for f in task.splits[0].folds}
+
+    before = panels()["study 2"]
+    assert before[1] == {"candidates": 30, "unlisted": 0, "pool_used": None}
+    rewrite_counts(root, "S004", lambda a: a[:, a.var_names != before[0][0]].copy())
+    found = panels()
+    assert not any(before[0][0] in genes for genes, _ in found.values())
+    assert found["study 2"][1] == {"candidates": 29, "unlisted": 1, "pool_used": None}
+    assert found["study 1"][1] == {"candidates": 29, "unlisted": 0, "pool_used": None}
+    task = load(root, settings)
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    assert [f["panel"]["unlisted"] for f in evaluation.record["folds"]] == [0, 1, 0]
+
+
+def test_a_pool_shorter_than_asked_for_is_said(root):
+    rewrite_counts(root, "S004", lambda a: a[:, 6:].copy())
+    rule = PanelRule("hmhvg", 10, 25)
+    task = load(root, replace(SMALL, rule=rule, split="loso"))
+    assert (task.panel["candidates"], task.panel["pool_used"]) == (24, 24)
+    assert task.panel["candidates_by_study"] == {"study 1": 30, "study 2": 24, "study 3": 30}
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    said = "from 24 most variable ones instead of 25, as only 24 genes are seen often enough in every sample"
+    assert [n for n in evaluation.record["notes"] if said in n and "within study 'study 2': 24" in n]
+    task = load(root, replace(SMALL, rule=rule, split="loso", genes_from="train"))
+    (evaluation,) = evaluate(features, task, FIT)
+    assert sum(said in note for note in evaluation.record["notes"]) == 3
+    task = load(root, replace(SMALL, rule=replace(rule, pool=24), split="loso"))
+    (evaluation,) = evaluate(features, task, FIT)
+    assert not any("most variable ones" in note for note in evaluation.record["notes"])
 
 
 def test_precomputed_embeddings_are_aligned_by_barcode(root):
