@@ -22,12 +22,14 @@ from eval.folds import PartFold, Split
 from eval.gram import Batch, Moments, total
 from eval.heads import TrainingSet, fit_head
 from eval.hest_data import Task
+from eval.inner_groups import inner_groups
 from eval.leakage import find_leaks
 from eval.metrics import Sums, mean_std
 from eval.notes import notes
 from eval.per_sample import sample_scores
 from eval.settings import FitSettings
 from eval.spots import Features, check_features, part_moments
+from eval.tuned import Groups
 
 METRICS = ("pcc", "pcc10", "mae", "mse", "mae_centred", "mse_centred")
 
@@ -135,13 +137,19 @@ def _training_set(s: SplitData, fold: PartFold, parts: Sequence[Moments], whole:
     small = 2 * sum(m.n for m in held_out) <= whole.n
     m = whole - total(held_out) if complement and small else total(groups)
     if fold.columns is not None:
-        m, groups = m.targets(fold.columns), [g.targets(fold.columns) for g in groups]
+        m = m.targets(fold.columns)
+
+    def inner() -> Groups:
+        found = inner_groups(s, fold, parts)
+        if fold.columns is None:
+            return found
+        return Groups(found.level, tuple(g.targets(fold.columns) for g in found.parts))
 
     def gather() -> Batch:
         X, Y = s.spots.gather(fold.train)
         return X, Y if fold.columns is None else Y[:, list(fold.columns)]
 
-    return TrainingSet(m, tuple(groups), gather)
+    return TrainingSet(m, inner, gather)
 
 
 def _gene_summary(

@@ -356,3 +356,12 @@ def test_every_head_finds_the_signal(made):
         (evaluation,) = evaluate(features, task, FitSettings("hest-extended", head))
         scores[head] = evaluation.record["pcc"]["mean"]
     assert min(scores.values()) > 0.1
+
+
+def test_a_penalty_can_be_tuned_on_two_studies(root):
+    rewrite_manifest(root, lambda t: t[t.study != "study 3"])
+    task = load(root, replace(SMALL, split="loso"))
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FitSettings("hest-extended", "ridge-tuned"))
+    inner = [fold["inner_groups"] for fold in evaluation.record["folds"]]
+    assert inner == [{"level": "sample", "count": 2}] * 2  # both samples of a study are of one patient
