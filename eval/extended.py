@@ -18,7 +18,7 @@ from eval.expression import Counts, check_raw, read_counts
 from eval.fold_panels import panel_of_all, panels_of_folds, part_sums
 from eval.folds import Split, loso_split, random_split
 from eval.gene_stats import gene_sums
-from eval.genes import read_panel
+from eval.genes import chosen_over, read_panel
 from eval.hest_data import Task, file_hash, read_barcodes, task_root
 from eval.manifest import MANIFEST_FILE, Origin, read_manifest
 from eval.panels import PanelRule
@@ -71,6 +71,7 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
         facts: dict[str, Any] = {}
         if settings.genes_file is not None:
             genes = read_panel(settings.genes_file)
+            facts["chosen_over"] = chosen_over(settings.genes_file)
         elif settings.genes_from == "all":
             sums = {}
             for s in samples:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import check_raw, read_counts
 from eval.folds import Split, given_split
-from eval.genes import PANEL_FILE, read_panel
+from eval.genes import PANEL_FILE, chosen_over, read_panel
 from eval.manifest import MANIFEST_FILE, UNKNOWN, Origin, read_manifest
 from eval.splits import Sample, read_folds
 
@@ -100,7 +100,7 @@ def load_task(bench_root: Path, name: str) -> Task:
         expression=expression,
         content={s.name: file_hash(s.patches) for s in samples},
         splits=(given_split(folds, {n: len(e) for n, e in expression.items()}),),
-        panel={"source": "file", "file": PANEL_FILE, "size": len(genes)},
+        panel={"source": "file", "file": PANEL_FILE, "size": len(genes), "chosen_over": chosen_over(root / PANEL_FILE)},
         counts={s.name: file_hash(s.expression) for s in samples},
     )
 

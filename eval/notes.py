@@ -36,7 +36,7 @@ def notes(task: Task, split: Split, records: Sequence[dict[str, Any]], settings:
             f"{len(known) - len(inside)} of {len(records)} folds hold out a patient{which}; {len(inside)} train on "
             "other sections of the held-out patient and may look better than a new patient would"
         )
-    if task.panel.get("source") == "file":
+    if task.panel.get("source") == "file" and task.panel.get("chosen_over") is None:
         which = f" ({task.panel['file']})" if "file" in task.panel else ""
         found.append(f"the gene panel comes from a file{which}; whether it has seen held-out samples is not known")
     found += _short_pools(task, records)
