@@ -42,9 +42,21 @@ class Extended:
     genes_file: Path | None = None
     manifest: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.genes_file is not None and (self.rule != PanelRule() or self.genes_from != "all"):
+            raise EvalError(
+                f"--genes-file {self.genes_file}: the panel is fixed, so that there is nothing to choose. Leave out "
+                "--genes, --n-genes, --hvg-pool and --genes-from (or what a --config file says of them), or the file."
+            )
+
     def as_dict(self) -> dict[str, object]:
-        """JSON-able; the split is not part of it, as rows of both may share a results folder."""
+        """JSON-able; the split is not part of it, as rows of both may share a results folder.
+
+        Raises:
+            EvalError: the panel file is missing or of another form.
+        """
         if self.genes_file is not None:
+            read_panel(self.genes_file)
             panel: dict[str, object] = {"genes_file": file_hash(self.genes_file)}
         else:
             panel = {**asdict(self.rule), "genes_from": self.genes_from}

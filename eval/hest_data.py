@@ -106,10 +106,11 @@ def load_task(bench_root: Path, name: str) -> Task:
 
 
 def read_barcodes(path: Path) -> list[str]:
-    """Return the N barcodes of a patches file after checking its images and barcodes.
+    """Return the N barcodes of a patches file after checking its images, barcodes and coordinates.
 
     Raises:
-        EvalError: unreadable file, images that are not (N, H, W, 3) uint8, no or repeated barcodes, other lengths.
+        EvalError: unreadable file, images that are not (N, H, W, 3) uint8, no or repeated barcodes, coordinates that
+            are no numbers (N, 2), other lengths.
     """
     with open_h5(path) as file:
         if "img" not in file:
@@ -124,6 +125,7 @@ def read_barcodes(path: Path) -> list[str]:
         if key is None:
             raise EvalError(f"{path}: no dataset 'barcode'; found {first_few(file.keys(), 10)}. Add one per patch.")
         raw = np.asarray(file[key][()]).reshape(-1)
+        coords = (file["coords"].shape, file["coords"].dtype) if "coords" in file else None
     barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in raw]
     if len(barcodes) != shape[0]:
         raise EvalError(f"{path}: {shape[0]} patches but {len(barcodes)} barcodes; there must be one for each patch.")
@@ -132,7 +134,17 @@ def read_barcodes(path: Path) -> list[str]:
         raise EvalError(
             f"{path}: duplicate barcode(s): {first_few(twice)}. A barcode names one spot: remove or rename."
         )
+    if coords is not None:
+        _check_coords(path, *coords, n=shape[0])
     return barcodes
+
+
+def _check_coords(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], n: int) -> None:
+    if len(shape) != 2 or shape[0] != n or shape[1] < 2 or dtype.kind not in "iuf":
+        raise EvalError(
+            f"{path}: 'coords' is {dtype} of shape {shape}; it must hold the centres of the patches as numbers, "
+            f"({n}, 2). Correct it, or remove it: only the report's maps need it."
+        )
 
 
 def file_hash(path: Path) -> str:

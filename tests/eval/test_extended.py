@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 import weakref
@@ -146,11 +147,30 @@ def test_panels_from_training_spots_alone(made):
 
 def test_a_fixed_panel(made, tmp_path):
     path = tmp_path / "panel.json"
+    fixed = Extended(folds=4, genes_file=path)
     path.write_text(json.dumps({"genes": ["GENE0003", "GENE0001"]}))
-    assert load(made, replace(SMALL, genes_file=path)).genes == ("GENE0003", "GENE0001")
+    assert load(made, fixed).genes == ("GENE0003", "GENE0001")
     path.write_text(json.dumps({"genes": ["GENE9999"]}))
     with pytest.raises(EvalError, match=r"S000\.h5ad: 1 of 1 genes absent: GENE9999"):
-        load(made, replace(SMALL, genes_file=path))
+        load(made, fixed)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], r"panel\.json: missing\. A panel is a JSON file of the form"),
+        (["--genes", "hmhvg"], "the panel is fixed.*Leave out --genes, "),
+        (["--n-genes", "50"], "the panel is fixed"),
+        (["--hvg-pool", "500"], "the panel is fixed"),
+        (["--genes-from", "train"], "the panel is fixed"),
+    ],
+)
+def test_options_that_a_fixed_panel_has_no_use_for(made, tmp_path, capsys, more, message):
+    base = ["--protocol", "hest-extended", "--bench-root", str(made), "--tasks", "SYNTH", "--encoder", "color-stats"]
+    base += ["--out", str(tmp_path / "o"), "--genes-file", str(tmp_path / "panel.json")]
+    assert main([*base, *more]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "o").exists()
 
 
 def test_held_out_predictions_are_kept_in_place(made):

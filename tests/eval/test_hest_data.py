@@ -76,12 +76,21 @@ def test_missing_root_and_task_name_the_nearest(bench):
         ({"img": np.zeros((23, 8, 8, 3), np.uint8)}, "23 patches but 24 barcodes"),
         ({"barcode": None}, "no dataset 'barcode'"),
         ({"barcode": np.array([b"A-0"] * 24)}, r"duplicate barcode\(s\): A-0"),
+        ({"coords": np.zeros((23, 2))}, r"'coords' is float64 of shape \(23, 2\); it must .* \(24, 2\)"),
+        ({"coords": np.zeros(48)}, "'coords' is float64 of shape"),
+        ({"coords": np.zeros((24, 1), np.int32)}, "'coords' is int32 of shape"),
+        ({"coords": np.zeros((24, 2), "S3")}, r"'coords' is \|S3 of"),
     ],
 )
 def test_bad_patches(bench, changes, message):
     rewrite_h5(bench / "TOY" / "patches" / "A.h5", **changes)
     with pytest.raises(EvalError, match=message):
         load_task(bench, "TOY")
+
+
+def test_coordinates_may_be_missing(bench):
+    rewrite_h5(bench / "TOY" / "patches" / "A.h5", coords=None)
+    assert len(load_task(bench, "TOY").expression["A"]) == 24
 
 
 @pytest.mark.parametrize(
