@@ -310,7 +310,7 @@ def test_a_pool_shorter_than_asked_for_is_said(root):
 def test_precomputed_embeddings_are_aligned_by_barcode(root):
     task = load(root)
     encoder = Precomputed(f"precomputed:{root}/SYNTH/embeddings")
-    before, key = encoder.features(task)["S001"], encoder.settings["weights_hash"]
+    before, key = np.array(encoder.features(task)["S001"]), encoder.settings["weights_hash"]
     with h5py.File(root / "SYNTH" / "embeddings" / "S001.h5", "r+") as file:
         for name in ("embeddings", "barcode"):
             file[name][...] = file[name][()][::-1]
