@@ -1,3 +1,6 @@
+import re
+from importlib.metadata import version
+
 import anndata
 import h5py
 import numpy as np
@@ -131,3 +134,23 @@ def test_one_name_for_two_files(bench):
     )
     with pytest.raises(EvalError, match="different files in different folds"):
         load_task(bench, "TOY")
+
+
+def test_an_h5ad_file_of_a_newer_layout_is_named(bench):
+    path = bench / "TOY" / "adata" / "A.h5ad"
+    with h5py.File(path, "r+") as file:
+        file["X"].attrs["encoding-version"] = "99.0.0"
+    with pytest.raises(EvalError, match=rf"A\.h5ad: not an h5ad file that anndata {re.escape(version('anndata'))} can"):
+        load_task(bench, "TOY")
+
+
+def test_an_h5ad_file_of_an_old_layout_is_read(bench):
+    """Before anndata 0.7 tables were compound datasets with the names in `index`, and nothing had an encoding."""
+    expected = load_task(bench, "TOY").expression["A"]
+    path = bench / "TOY" / "adata" / "A.h5ad"
+    adata = anndata.read_h5ad(path)
+    with h5py.File(path, "w") as file:
+        file["X"] = adata.X
+        for key, names in (("obs", adata.obs_names), ("var", adata.var_names)):
+            file[key] = np.array([(name.encode(),) for name in names], dtype=[("index", "S16")])
+    np.testing.assert_array_equal(load_task(bench, "TOY").expression["A"], expected)
