@@ -6,6 +6,7 @@ over all samples, so that both splits score the same genes, or for each fold fro
 a file. Source: the MVHybrid paper (arXiv 2508.00383) and HEST-1k (arXiv 2406.16192).
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,11 +16,12 @@ from tqdm import tqdm
 
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import Counts, check_raw, read_counts
+from eval.file_hashes import file_hash, sample_hashes
 from eval.fold_panels import panel_of_all, panels_of_folds, part_sums
 from eval.folds import Split, loso_split, random_split
 from eval.gene_stats import gene_sums
 from eval.genes import chosen_over, read_panel
-from eval.hest_data import Task, file_hash, read_barcodes, task_root
+from eval.hest_data import Task, read_barcodes, task_root
 from eval.manifest import MANIFEST_FILE, Origin, read_manifest
 from eval.panels import PanelRule
 from eval.splits import Sample
@@ -63,7 +65,14 @@ class Extended:
         return {"folds": self.folds, "fold_seed": self.fold_seed, "panel": panel}
 
 
-def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: bool = True) -> Task:
+def load_extended(
+    bench_root: Path,
+    name: str,
+    settings: Extended,
+    *,
+    hashes: Callable[[Path], str] = file_hash,
+    progress: bool = True,
+) -> Task:
     """Load and check the samples, draw the splits, choose the panel and read its expression.
 
     Counts are read twice where the panel is chosen from them (first for the sums, then for the panel), one sample at a
@@ -78,8 +87,8 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
     barcodes = {s.name: read_barcodes(s.patches) for s in samples}
     sizes = {name: len(b) for name, b in barcodes.items()}
     splits = _splits(sizes, origins, settings)
-    reads = len(samples) * (1 if settings.genes_file else 2)
-    with tqdm(total=reads, unit="sample", desc=f"{name}: counts", disable=not progress) as bar:
+    reads = len(samples) * (3 if settings.genes_file else 4)
+    with tqdm(total=reads, unit="file", desc=f"{name}: loading", delay=2, disable=not progress) as bar:
         facts: dict[str, Any] = {}
         if settings.genes_file is not None:
             genes = read_panel(settings.genes_file)
@@ -101,13 +110,14 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
         for s in samples:
             expression[s.name] = np.log1p(_read(s, barcodes[s.name]).panel(genes))
             bar.update()
+        content, counted = sample_hashes(samples, hashes, bar)
     return Task(
         name=name,
         genes=genes,
         samples=samples,
         origins=origins,
         expression=expression,
-        content={s.name: file_hash(s.patches) for s in samples},
+        content=content,
         splits=splits,
         panel={
             "source": "file" if settings.genes_file else settings.genes_from,
@@ -115,7 +125,7 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
             **facts,
             **settings.as_dict(),
         },
-        counts={s.name: file_hash(s.expression) for s in samples},
+        counts=counted,
     )
 
 

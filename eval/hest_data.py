@@ -9,7 +9,7 @@ target is log1p of the raw counts: the public hest-bench does not normalise a sp
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import check_raw, read_counts
+from eval.file_hashes import file_hash, sample_hashes
 from eval.folds import Split, given_split
 from eval.genes import PANEL_FILE, chosen_over, read_panel
 from eval.manifest import MANIFEST_FILE, UNKNOWN, Origin, read_manifest
@@ -68,8 +70,16 @@ class Task:
         return self.origins.get(sample, UNKNOWN)
 
 
-def load_task(bench_root: Path, name: str) -> Task:
+def load_task(
+    bench_root: Path, name: str, *, hashes: Callable[[Path], str] = file_hash, progress: bool = False
+) -> Task:
     """Load and check a task with given folds; nothing is embedded yet, so bad input shows before the long part.
+
+    Args:
+        bench_root: folder of the tasks.
+        name: name of the task's folder.
+        hashes: gives a file's sha256.
+        progress: show a bar over the files.
 
     Raises:
         EvalError: any of the layout's rules is broken; the message names the file, the rule and the fix.
@@ -86,11 +96,14 @@ def load_task(bench_root: Path, name: str) -> Task:
             )
     samples = tuple(by_name.values())
     expression = {}
-    for sample in samples:
-        counts = read_counts(sample.expression, read_barcodes(sample.patches))
-        values = counts.panel(genes)
-        check_raw(counts)
-        expression[sample.name] = np.log1p(values)
+    with tqdm(total=3 * len(samples), unit="file", desc=f"{name}: loading", delay=2, disable=not progress) as bar:
+        for sample in samples:
+            counts = read_counts(sample.expression, read_barcodes(sample.patches))
+            values = counts.panel(genes)
+            check_raw(counts)
+            expression[sample.name] = np.log1p(values)
+            bar.update()
+        content, counted = sample_hashes(samples, hashes, bar)
     manifest = root / MANIFEST_FILE
     return Task(
         name=name,
@@ -98,10 +111,10 @@ def load_task(bench_root: Path, name: str) -> Task:
         samples=samples,
         origins=read_manifest(manifest) if manifest.is_file() else {},
         expression=expression,
-        content={s.name: file_hash(s.patches) for s in samples},
+        content=content,
         splits=(given_split(folds, {n: len(e) for n, e in expression.items()}),),
         panel={"source": "file", "file": PANEL_FILE, "size": len(genes), "chosen_over": chosen_over(root / PANEL_FILE)},
-        counts={s.name: file_hash(s.expression) for s in samples},
+        counts=counted,
     )
 
 
@@ -145,12 +158,6 @@ def _check_coords(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], n: i
             f"{path}: 'coords' is {dtype} of shape {shape}; it must hold the centres of the patches as numbers, "
             f"({n}, 2). Correct it, or remove it: only the report's maps need it."
         )
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes: its identity, whatever its name and time stamp."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_h5(path: Path) -> h5py.File:

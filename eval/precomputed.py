@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from eval.errors import EvalError, first_few
 from eval.expression import positions
-from eval.hest_data import Task, file_hash, open_h5, read_barcodes
+from eval.file_hashes import file_hash
+from eval.hest_data import Task, open_h5, read_barcodes
 from eval.mapped import mapped_dataset, mapped_npy
 
 PREFIX = "precomputed:"
