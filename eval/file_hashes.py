@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from tqdm import tqdm
 
 from dinov2.utils.files import write_text
 from eval.splits import Sample
+
+logger = logging.getLogger(__name__)
 
 FILE = "hashes.json"
 # A file that has changed so recently could change again within one tick of its file system's clock.
@@ -60,9 +63,15 @@ class FileHashes:
         return found
 
     def save(self) -> None:
-        """Write what is new; what other runs have written meanwhile stays."""
-        if self._new:
+        """Write what is new, beside what other runs have written meanwhile; a warning where that is not possible."""
+        if not self._new:
+            return
+        try:
             write_text(self._path, json.dumps({**self._read(), **self._new}, indent=0) + "\n")
+        except OSError as error:
+            logger.warning(
+                "%s: hashes of files cannot be kept (%s); the next run reads the files again", self._path, error
+            )
 
     def _read(self) -> dict[str, list[int | str]]:
         try:

@@ -37,7 +37,7 @@ def find_leaks(task: Task, split: Split) -> list[Leak]:
     if unknown := [name for name in names if not task.origin(name).patient]:
         text = (
             f"patients unknown for {len(unknown)} of {len(names)} samples ({first_few(unknown)}): one may be both in "
-            f"training and held out; {MANIFEST_FILE} can name them"
+            f"training and held out; the manifest, {MANIFEST_FILE}, can name them"
         )
         leaks.append(Leak("patients unknown", text))
     for patient, studies in patients_in_two_studies(task.origins).items():

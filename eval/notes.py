@@ -46,19 +46,19 @@ def notes(task: Task, split: Split, records: Sequence[dict[str, Any]], settings:
 
 
 def _short_pools(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence a panel whose pool of most variable genes is smaller than was asked for."""
-    panels = {"": task.panel} | {f"fold {r['fold']}: ": r["panel"] for r in records if "panel" in r}
-    found = []
-    for where, facts in panels.items():
-        used = facts.get("pool_used")
-        if used is None or used >= task.panel["panel"]["pool"]:
-            continue
-        text = (
-            f"{where}the panel's genes of highest mean are taken from {used} most variable ones instead of "
-            f"{task.panel['panel']['pool']}, as only {facts['candidates']} genes are seen often enough in every sample"
-        )
-        if by_study := facts.get("candidates_by_study"):
-            study = min(by_study, key=by_study.__getitem__)
-            text += f" (fewest within study {study!r}: {by_study[study]})"
-        found.append(text)
-    return found
+    """A sentence where a panel's pool of most variable genes is smaller than was asked for; none elsewhere."""
+    panels = [("", task.panel), *((f"fold {r['fold']}", r["panel"]) for r in records if "panel" in r)]
+    pools = [(where, facts) for where, facts in panels if facts.get("pool_used") is not None]
+    wanted = task.panel.get("panel", {}).get("pool")
+    short = [(where, facts) for where, facts in pools if facts["pool_used"] < wanted]
+    if not short:
+        return []
+    where, facts = min(short, key=lambda found: int(found[1]["pool_used"]))
+    text = (
+        f"the panel's genes of highest mean are of the {facts['pool_used']} most variable ones instead of {wanted}, as "
+        f"only {facts['candidates']} genes are seen often enough in every sample"
+    )
+    if by_study := facts.get("candidates_by_study"):
+        study = min(by_study, key=by_study.__getitem__)
+        text += f" (fewest within study {study!r}: {by_study[study]})"
+    return [text + (f" ({where}, the shortest of {len(short)} such folds)" if where else "")]

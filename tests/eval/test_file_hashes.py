@@ -86,6 +86,15 @@ def test_a_damaged_file_is_written_anew(tmp_path, text):
     assert list(json.loads((tmp_path / "hashes.json").read_text())) == [str((tmp_path / "a").resolve())]
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, caplog):
+    write(tmp_path / "a", "a")
+    (tmp_path / "cache").write_text("no folder")
+    hashes = FileHashes(tmp_path / "cache")
+    assert hashes(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()
+    hashes.save()
+    assert "hashes of files cannot be kept" in caplog.text
+
+
 def test_a_second_run_hashes_no_file_of_the_task(bench, tmp_path, read):
     for path in (bench / "TOY").rglob("*.h5*"):
         os.utime(path, (1_700_000_000, 1_700_000_000))

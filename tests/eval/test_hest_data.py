@@ -144,6 +144,7 @@ def test_an_h5ad_file_of_a_newer_layout_is_named(bench):
         load_task(bench, "TOY")
 
 
+@pytest.mark.filterwarnings("ignore:.*was written with")
 def test_an_h5ad_file_of_an_old_layout_is_read(bench):
     """Before anndata 0.7 tables were compound datasets with the names in `index`, and nothing had an encoding."""
     expected = load_task(bench, "TOY").expression["A"]
