@@ -7,9 +7,9 @@ the `pool` most variable. Normalised dispersion is Satija et al. 2015 (Nature Bi
 flavour `seurat`: log of variance over mean of the counts, standardised within 20 bins of log1p mean.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Literal, get_args
 
 import numpy as np
@@ -99,18 +99,18 @@ def choose_panel(samples: dict[str, GeneSums], rule: PanelRule, listed: NDArray[
 def candidates(samples: Sequence[GeneSums], seen_in: float) -> NDArray[np.str_]:
     """Genes seen often enough in every sample, control probes and names that a file has twice left out; sorted."""
     # A name that occurs twice stays ambiguous when only one of the two is seen often enough.
-    names = [np.intersect1d(s.genes[_seen(s, seen_in)], listed_once([s])) for s in samples]
-    common = reduce(np.intersect1d, names)
-    return np.array([g for g in common if not any(word in g for word in CONTROL_WORDS)], dtype=str)
+    common = set.intersection(*(_once(s) & set(s.genes[_seen(s, seen_in)].tolist()) for s in samples))
+    return np.array(sorted(g for g in common if not any(word in g for word in CONTROL_WORDS)), dtype=str)
 
 
 def listed_once(samples: Sequence[GeneSums]) -> NDArray[np.str_]:
     """Names that the file of every sample lists, and only once, whatever their counts; sorted."""
-    names = []
-    for s in samples:
-        unique, times = np.unique(s.genes, return_counts=True)
-        names.append(unique[times == 1])
-    return reduce(np.intersect1d, names)
+    return np.array(sorted(set.intersection(*map(_once, samples))), dtype=str)
+
+
+def _once(s: GeneSums) -> set[str]:
+    # Sets of Python's: NumPy sorts strings for the same, which takes seconds for 50 samples of 20,000 genes.
+    return {gene for gene, times in Counter(s.genes.tolist()).items() if times == 1}
 
 
 def _seen(s: GeneSums, seen_in: float) -> NDArray[np.bool_]:
