@@ -21,7 +21,7 @@ from dinov2.utils.errors import UserError
 from dinov2.utils.files import write_text
 from eval.errors import EvalError, first_few, nearest
 from eval.results import read_results
-from eval.statistics import Interval, Metric, Unit, holm, interval, paired_p, paired_scores
+from eval.statistics import Interval, Metric, Unit, common_unit, holm, interval, paired_p, paired_scores
 from eval.tables import Row, markdown_cell
 
 EXAMPLES = """examples:
@@ -82,7 +82,7 @@ def _folder_names(paths: Sequence[Path]) -> list[str]:
 def compare(
     rows: Sequence[Row], *, metric: Metric = "pcc", unit: Unit = "auto", reference: str | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the scores (task, split, encoder, units, mean, low, high) and the paired tests.
+    """Return the scores (task, split, unit, encoder, units, mean, low, high) and the paired tests.
 
     Args:
         rows: as `load_rows` returns them.
@@ -99,8 +99,9 @@ def compare(
     scores, tests = [], []
     for place in sorted({(row["task"], row["split"]) for row in rows}):
         here = {row["label"]: row["samples"] for row in rows if (row["task"], row["split"]) == place}
-        values = paired_scores(here, metric, unit)
-        where = {"task": place[0], "split": place[1]}
+        common = common_unit(list(here.values()), metric, unit)
+        values = paired_scores(here, metric, common)
+        where = {"task": place[0], "split": place[1], "unit": common}
         for label, found in values.items():
             scores.append({**where, "encoder": label, "units": len(found), **asdict(interval(list(found.values())))})
         for a, b in itertools.combinations(values, 2):

@@ -46,32 +46,32 @@ def unit_scores(samples: Sequence[Mapping[str, Any]], metric: Metric = "pcc", un
 
 
 def paired_scores(
-    results: Mapping[str, Sequence[Mapping[str, Any]]], metric: Metric = "pcc", unit: Unit = "auto"
+    results: Mapping[str, Sequence[Mapping[str, Any]]], metric: Metric, unit: Literal["patient", "sample"]
 ) -> dict[str, dict[str, float]]:
     """Encoder -> unit -> mean score, on the same units and samples for all encoders.
 
     Args:
         results: encoder -> the records of its result's `samples`, of one task and split.
-        metric, unit: as for `unit_scores`; `auto` takes patients where every sample of every encoder has one.
+        metric: as for `unit_scores`.
+        unit: the common one of all results.
 
     Raises:
-        EvalError: as `unit_scores`, or encoders are scored on different units or samples.
+        EvalError: no sample has a score, or encoders are scored on different units or samples.
     """
-    common = common_unit(list(results.values()), metric, unit)
     scores, expected, first = {}, None, ""
     for encoder, samples in results.items():
-        groups = _scored_units(samples, metric, common)
+        groups = _scored_units(samples, metric, unit)
         found = {(name, s["sample"]) for name, own in groups.items() for s in own}
         if expected is None:
             expected, first = found, encoder
         elif differing := sorted(found ^ expected):
-            named = first_few([s if common == "sample" else f"{s} ({common} {name})" for name, s in differing])
+            named = first_few([s if unit == "sample" else f"{s} ({unit} {name})" for name, s in differing])
             raise EvalError(
                 f"{encoder} and {first} have a {metric} on different samples: only one of them on {named}. Differences "
-                "are taken within a unit, so that all must have the same: evaluate them with one manifest, leave one "
-                "out, or use --metric mse, which a constant prediction has too."
+                "are taken within a unit, so that all must have the same: evaluate them with one manifest (or use "
+                "--unit sample), leave one out, or use --metric mse, which a constant prediction has too."
             )
-        scores[encoder] = unit_scores(samples, metric, common)
+        scores[encoder] = unit_scores(samples, metric, unit)
     return scores
 
 

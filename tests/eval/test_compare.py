@@ -103,7 +103,7 @@ def test_one_unit_for_all_encoders_of_a_task(tmp_path):
     write_results(tmp_path, rows, {}, {})
     scores, (test,) = compare(load_rows([tmp_path]))
     assert (test["units"], test["mean"], test["p"]) == (8, pytest.approx(0.1), pytest.approx(2 / 2**8))
-    assert [s["units"] for s in scores] == [8, 8, 8]
+    assert [(s["task"], s["unit"], s["units"]) for s in scores] == [("T", "sample", 8)] * 2 + [("U", "patient", 8)]
     with pytest.raises(EvalError, match="sample s3 has no patient"):
         compare(load_rows([tmp_path]), unit="patient")
 
