@@ -126,8 +126,8 @@ def _leaderboard(rows: Sequence[Row]) -> str:
             cells = "".join(f"<td class='number'>{'-' if c is None else f'{100 * c:+.1f}%'}</td>" for c in changes)
             lines.append(f"<tr class='drop'><td></td><td>drop</td><td></td>{cells}</tr>")
     about = (
-        f"{len(rows[0]['genes'])} genes; mean ± standard deviation over folds, best in bold. The third column is the "
-        "mean over patients (slides where patients are unknown) with a bootstrap interval; paired tests: "
+        f"{rows[0]['panel']['size']} genes; mean ± standard deviation over folds, best in bold. The third column is "
+        "the mean over patients (slides where patients are unknown) with a bootstrap interval; paired tests: "
         "<code>python -m eval.compare</code>."
     )
     return f"<h3>Leaderboard</h3><p class='about'>{about}</p><div class='wide'><table>{''.join(lines)}</table></div>"
