@@ -19,9 +19,9 @@ import pandas as pd
 
 from dinov2.utils.errors import UserError
 from dinov2.utils.files import write_text
-from eval.errors import EvalError, nearest
+from eval.errors import EvalError, first_few, nearest
 from eval.results import read_results
-from eval.statistics import Interval, Metric, Unit, holm, interval, paired_p, unit_scores
+from eval.statistics import Interval, Metric, Unit, common_unit, holm, interval, paired_p, paired_scores
 from eval.tables import Row, markdown_cell
 
 EXAMPLES = """examples:
@@ -44,7 +44,8 @@ def load_rows(paths: Sequence[Path]) -> list[Row]:
     """
     rows: list[Row] = []
     for path, folder in zip(paths, _folder_names(paths), strict=True):
-        rows += [{**row, "folder": folder} for row in read_results(path)["results"]]
+        found = read_results(path)
+        rows += [{**row, "folder": folder, "settings": found["meta"]["settings"]} for row in found["results"]]
     hashes: dict[tuple[str, str], str] = {}
     for row in rows:
         place = (row["task"], row["split"])
@@ -81,7 +82,7 @@ def _folder_names(paths: Sequence[Path]) -> list[str]:
 def compare(
     rows: Sequence[Row], *, metric: Metric = "pcc", unit: Unit = "auto", reference: str | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the scores (task, split, encoder, units, mean, low, high) and the paired tests.
+    """Return the scores (task, split, unit, encoder, units, mean, low, high) and the paired tests.
 
     Args:
         rows: as `load_rows` returns them.
@@ -90,15 +91,17 @@ def compare(
         reference: compare all with this encoder only; every pair by default.
 
     Raises:
-        EvalError: an unknown reference, or patients that are not known.
+        EvalError: an unknown reference, patients that are not known, or encoders scored on different units.
     """
     labels = {row["label"] for row in rows}
     if reference is not None and reference not in labels:
         raise EvalError(f"--reference {reference!r}: no such encoder in the results. {nearest(reference, labels)}")
     scores, tests = [], []
     for place in sorted({(row["task"], row["split"]) for row in rows}):
-        values = {r["label"]: unit_scores(r["samples"], metric, unit) for r in rows if (r["task"], r["split"]) == place}
-        where = {"task": place[0], "split": place[1]}
+        here = {row["label"]: row["samples"] for row in rows if (row["task"], row["split"]) == place}
+        common = common_unit(list(here.values()), metric, unit)
+        values = paired_scores(here, metric, common)
+        where = {"task": place[0], "split": place[1], "unit": common}
         for label, found in values.items():
             scores.append({**where, "encoder": label, "units": len(found), **asdict(interval(list(found.values())))})
         for a, b in itertools.combinations(values, 2):
@@ -106,9 +109,8 @@ def compare(
                 if reference not in (a, b):
                     continue
                 a, b = (a, b) if b == reference else (b, a)
-            common = sorted(values[a].keys() & values[b].keys())
-            differences = np.array([values[a][u] - values[b][u] for u in common])
-            record = {**where, "a": a, "b": b, "units": len(common), **asdict(interval(differences))}
+            differences = np.array([score - values[b][u] for u, score in values[a].items()])
+            record = {**where, "a": a, "b": b, "units": len(differences), **asdict(interval(differences))}
             tests.append({**record, "p": paired_p(differences)})
     for test, adjusted in zip(tests, holm([t["p"] for t in tests]), strict=True):
         test["p_holm"] = adjusted
@@ -117,8 +119,26 @@ def compare(
     return scores, tests
 
 
-def report(scores: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], metric: Metric) -> str:
-    """Both tables as Markdown."""
+def differing_settings(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each setting in which results of one task and split differ; `rows` are those of `load_rows`."""
+    keys = sorted({key for row in rows for key in row["settings"]})
+    found: dict[str, list[str]] = {}  # what differs -> where
+    for place in sorted({(row["task"], row["split"]) for row in rows}):
+        here = [row for row in rows if (row["task"], row["split"]) == place]
+        for key in keys:
+            folders: dict[str, list[str]] = {}  # value -> folders of results with it
+            for row in here:
+                folders.setdefault(json.dumps(row["settings"].get(key), sort_keys=True), []).append(row["folder"])
+            if len(folders) > 1:
+                values = ", ".join(f"{v} in {first_few(dict.fromkeys(names))}" for v, names in folders.items())
+                found.setdefault(f"{key} is {values}", []).append(f"{place[0]} ({place[1]})")
+    return [f"settings differ too, not only encoders: {what}; on {first_few(on)}" for what, on in found.items()]
+
+
+def report(
+    scores: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], metric: Metric, notes: Sequence[str] = ()
+) -> str:
+    """Both tables and the notes as Markdown."""
     lines = [f"| task | split | encoder | units | {metric} (95% interval) |", "|---|---|---|---|---|"]
     lines += [
         f"| {s['task']} | {s['split']} | {markdown_cell(s['encoder'])} | {s['units']} | {_interval(s)} |"
@@ -134,6 +154,8 @@ def report(scores: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], me
         few = min(t["units"] for t in tests)
         if few < 6:
             lines += ["", f"note: with {few} unit(s) the smallest possible p is {min(1.0, 2 / 2**few):.3g}."]
+    for note in notes:
+        lines += ["", f"note: {note}."]
     return "\n".join(lines)
 
 
@@ -158,9 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = load_rows(args.results)
         scores, tests = compare(rows, metric=args.metric, unit=args.unit, reference=args.reference)
-        text = report(scores, tests, args.metric)
+        notes = differing_settings(rows)
+        text = report(scores, tests, args.metric, notes)
         if args.out is not None:
-            content = {"metric": args.metric, "unit": args.unit, "scores": scores, "tests": tests}
+            content = {"metric": args.metric, "unit": args.unit, "notes": notes, "scores": scores, "tests": tests}
             write_text(args.out / "compare.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
             write_text(args.out / "compare.csv", pd.DataFrame(tests or scores).to_csv(index=False))
             write_text(args.out / "compare.md", text + "\n")

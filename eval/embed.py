@@ -26,6 +26,7 @@ from dinov2.utils.files import replacing
 from eval.encoders import Encoder, encoder_key
 from eval.errors import EvalError
 from eval.hest_data import Task, open_h5
+from eval.mapped import mapped_dataset
 from eval.prefetch import prefetch
 from eval.splits import Sample
 
@@ -70,8 +71,10 @@ def embed_task(encoder: Encoder, task: Task, cache: Path, *, batch_size: int = 6
     hidden = not (progress and total)
     with tqdm(total=total, unit="patch", desc=f"{encoder.name} on {task.name}", disable=hidden) as bar:
         for sample, path in missing:
-            features[sample.name] = embed_file(encoder, sample.patches, batch_size=batch_size, bar=bar)
-            _write(path, features[sample.name], encoder, sample)
+            embedded = embed_file(encoder, sample.patches, batch_size=batch_size, bar=bar)
+            _write(path, embedded, encoder, sample)
+            stored = _read(path, len(embedded))  # which may be more than fits into memory together
+            features[sample.name] = embedded if stored is None else stored
     return Embeddings({s.name: features[s.name] for s in task.samples}, total)
 
 
@@ -110,12 +113,12 @@ def _batches(images: h5py.Dataset, size: int) -> Iterator[tuple[int, NDArray[np.
 
 
 def _read(path: Path, n_patches: int) -> NDArray[np.float32] | None:
-    """Return the cached embeddings; None, which embeds anew, where there is no file or it cannot be used."""
+    """Return the cached embeddings, mapped; None, which embeds anew, where there is no file or it cannot be used."""
     if not path.is_file():
         return None
     try:
         with h5py.File(path, "r") as file:
-            features = np.asarray(file["embeddings"][()], dtype=np.float32)
+            features = mapped_dataset(path, file["embeddings"])
     except (OSError, KeyError) as error:
         logger.warning("%s: unreadable cached embeddings (%s): embedding again", path, error)
         return None

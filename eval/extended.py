@@ -6,22 +6,24 @@ over all samples, so that both splits score the same genes, or for each fold fro
 a file. Source: the MVHybrid paper (arXiv 2508.00383) and HEST-1k (arXiv 2406.16192).
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import Counts, check_raw, read_counts
-from eval.folds import PartFold, Split, loso_split, random_split
-from eval.gene_stats import GeneSums, gene_sums
-from eval.genes import read_panel
-from eval.hest_data import Task, file_hash, read_barcodes, task_root
+from eval.file_hashes import file_hash, sample_hashes
+from eval.fold_panels import panel_of_all, panels_of_folds, part_sums
+from eval.folds import Split, loso_split, random_split
+from eval.gene_stats import gene_sums
+from eval.genes import chosen_over, read_panel
+from eval.hest_data import Task, read_barcodes, task_root
 from eval.manifest import MANIFEST_FILE, Origin, read_manifest
-from eval.panels import PanelRule, choose_panel
+from eval.panels import PanelRule
 from eval.splits import Sample
 
 SplitChoice = Literal["random", "loso", "both"]
@@ -42,16 +44,35 @@ class Extended:
     genes_file: Path | None = None
     manifest: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.genes_file is not None and (self.rule != PanelRule() or self.genes_from != "all"):
+            raise EvalError(
+                f"--genes-file {self.genes_file}: the panel is fixed, so that there is nothing to choose. Leave out "
+                "--genes, --n-genes, --hvg-pool and --genes-from (or what a --config file says of them), or the file."
+            )
+
     def as_dict(self) -> dict[str, object]:
-        """JSON-able; the split is not part of it, as rows of both may share a results folder."""
+        """JSON-able; the split is not part of it, as rows of both may share a results folder.
+
+        Raises:
+            EvalError: the panel file is missing or of another form.
+        """
         if self.genes_file is not None:
+            read_panel(self.genes_file)
             panel: dict[str, object] = {"genes_file": file_hash(self.genes_file)}
         else:
             panel = {**asdict(self.rule), "genes_from": self.genes_from}
         return {"folds": self.folds, "fold_seed": self.fold_seed, "panel": panel}
 
 
-def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: bool = True) -> Task:
+def load_extended(
+    bench_root: Path,
+    name: str,
+    settings: Extended,
+    *,
+    hashes: Callable[[Path], str] = file_hash,
+    progress: bool = True,
+) -> Task:
     """Load and check the samples, draw the splits, choose the panel and read its expression.
 
     Counts are read twice where the panel is chosen from them (first for the sums, then for the panel), one sample at a
@@ -66,34 +87,45 @@ def load_extended(bench_root: Path, name: str, settings: Extended, *, progress: 
     barcodes = {s.name: read_barcodes(s.patches) for s in samples}
     sizes = {name: len(b) for name, b in barcodes.items()}
     splits = _splits(sizes, origins, settings)
-    reads = len(samples) * (1 if settings.genes_file else 2)
-    with tqdm(total=reads, unit="sample", desc=f"{name}: counts", disable=not progress) as bar:
+    reads = len(samples) * (3 if settings.genes_file else 4)
+    with tqdm(total=reads, unit="file", desc=f"{name}: loading", delay=2, disable=not progress) as bar:
+        facts: dict[str, Any] = {}
         if settings.genes_file is not None:
             genes = read_panel(settings.genes_file)
-        else:
+            facts["chosen_over"] = chosen_over(settings.genes_file)
+        elif settings.genes_from == "all":
             sums = {}
             for s in samples:
-                sums[s.name] = _sums(_read(s, barcodes[s.name]), splits, per_part=settings.genes_from == "train")
+                counts = _read(s, barcodes[s.name])
+                sums[s.name] = gene_sums(counts.genes, counts.matrix)
                 bar.update()
-            splits, genes = _panels(sums, splits, settings)
+            genes, facts = panel_of_all(sums, origins, settings.rule)
+        else:
+            by_part = {}
+            for s in samples:
+                by_part[s.name] = part_sums(_read(s, barcodes[s.name]), splits)
+                bar.update()
+            splits, genes = panels_of_folds(by_part, splits, settings.rule)
         expression = {}
         for s in samples:
             expression[s.name] = np.log1p(_read(s, barcodes[s.name]).panel(genes))
             bar.update()
+        content, counted = sample_hashes(samples, hashes, bar)
     return Task(
         name=name,
         genes=genes,
         samples=samples,
         origins=origins,
         expression=expression,
-        content={s.name: file_hash(s.patches) for s in samples},
+        content=content,
         splits=splits,
         panel={
             "source": "file" if settings.genes_file else settings.genes_from,
-            "size": len(genes),
+            "size": settings.rule.size if settings.genes_from == "train" else len(genes),
+            **facts,
             **settings.as_dict(),
         },
-        counts={s.name: file_hash(s.expression) for s in samples},
+        counts=counted,
     )
 
 
@@ -122,51 +154,3 @@ def _read(sample: Sample, barcodes: list[str]) -> Counts:
     counts = read_counts(sample.expression, barcodes)
     check_raw(counts)
     return counts
-
-
-PartSums = dict[tuple[str, int], GeneSums]  # (split, part) -> sums of one sample's spots in it; ("", 0) for all
-
-
-def _sums(counts: Counts, splits: tuple[Split, ...], *, per_part: bool) -> PartSums:
-    sample = counts.source.stem
-    if not per_part:
-        return {("", 0): gene_sums(counts.genes, counts.matrix)}
-    found: PartSums = {}
-    for split in splits:
-        labels: NDArray[np.intp] = split.labels[sample]
-        for part in np.unique(labels):
-            found[split.name, int(part)] = gene_sums(counts.genes, counts.matrix, np.flatnonzero(labels == part))
-    return found
-
-
-def _panels(
-    sums: dict[str, PartSums], splits: tuple[Split, ...], s: Extended
-) -> tuple[tuple[Split, ...], tuple[str, ...]]:
-    """The splits with each fold's columns, and the union of all panels that these index."""
-    if s.genes_from == "all":
-        return splits, choose_panel({name: parts["", 0] for name, parts in sums.items()}, s.rule)
-    chosen: dict[tuple[str, str], tuple[str, ...]] = {}
-    for split in splits:
-        for fold in split.folds:
-            chosen[split.name, fold.name] = choose_panel(_training_sums(sums, split, fold), s.rule)
-    genes = tuple(sorted({g for panel in chosen.values() for g in panel}))
-    column = {g: i for i, g in enumerate(genes)}
-
-    def with_columns(split: Split) -> Split:
-        folds = [replace(f, columns=tuple(column[g] for g in chosen[split.name, f.name])) for f in split.folds]
-        return replace(split, folds=tuple(folds))
-
-    return tuple(with_columns(split) for split in splits), genes
-
-
-def _training_sums(sums: dict[str, PartSums], split: Split, fold: PartFold) -> dict[str, GeneSums]:
-    training = {}
-    for sample, parts in sums.items():
-        inside = [parts[split.name, p] for p in fold.train if (split.name, p) in parts]
-        if inside:
-            training[sample] = GeneSums(
-                inside[0].genes,
-                sum(i.n for i in inside),
-                *(np.sum([getattr(i, k) for i in inside], axis=0) for k in ("seen", "total", "squares")),
-            )
-    return training

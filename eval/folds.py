@@ -23,13 +23,15 @@ Labels = Mapping[str, NDArray[np.intp]]
 class PartFold:
     """One fold: indices of the parts it trains and tests on, and what it is called in tables.
 
-    `columns` are the genes it scores, as indices into the task's; None for all.
+    `columns` are the genes it scores, as indices into the task's; None for all. `panel` says what they were chosen from
+    where the fold has a panel of its own.
     """
 
     name: str
     train: tuple[int, ...]
     test: tuple[int, ...]
     columns: tuple[int, ...] | None = None
+    panel: Mapping[str, int | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Split:
     def samples(self, parts: Sequence[int]) -> list[str]:
         """Names of the samples that have a spot in one of the parts, in order."""
         return [name for name, labels in self.labels.items() if np.isin(labels, parts).any()]
+
+    def scored(self, n_genes: int) -> list[int]:
+        """Indices, ascending, of those of the task's `n_genes` that at least one fold scores."""
+        return sorted({c for f in self.folds for c in (range(n_genes) if f.columns is None else f.columns)})
 
 
 def given_split(folds: Sequence[Fold], counts: Mapping[str, int]) -> Split:

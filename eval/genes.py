@@ -1,4 +1,7 @@
-"""Gene panels given as files: `{"genes": [...]}`, as `var_50genes.json` of a benchmark task."""
+"""Gene panels given as files: `{"genes": [...]}`, as `var_50genes.json` of a benchmark task.
+
+A file may also name the samples whose counts the choice has seen, `"chosen_over": [...]`.
+"""
 
 import json
 from pathlib import Path
@@ -26,3 +29,17 @@ def read_panel(path: Path) -> tuple[str, ...]:
         twice = sorted({g for g in genes if genes.count(g) > 1})
         raise EvalError(f"{path}: {first_few(twice)} named more than once; name each gene once.")
     return tuple(genes)
+
+
+def chosen_over(path: Path) -> tuple[str, ...] | None:
+    """Samples whose counts the choice of a panel file has seen, as far as the file says; None where it does not.
+
+    Raises:
+        EvalError: the file's `chosen_over` is no list of names.
+    """
+    names = json.loads(path.read_text()).get("chosen_over")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise EvalError(f"{path}: 'chosen_over' is {names!r}; it must be a list of sample names, or be left out.")
+    return tuple(names)

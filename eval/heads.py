@@ -19,7 +19,7 @@ from eval.gram import Batch, Moments
 from eval.pls import fit_pls
 from eval.ridge import Spectrum, decompose, published_alpha
 from eval.settings import FitSettings
-from eval.tuned import tune_alpha
+from eval.tuned import Groups, tune_alpha
 
 
 class Predictor(Protocol):
@@ -32,10 +32,10 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training spots of a fold: their moments, those of the groups they consist of, and on demand themselves."""
+    """The training spots of a fold: their moments, and on demand those of their inner groups, and the spots."""
 
     moments: Moments
-    groups: tuple[Moments, ...]
+    groups: Callable[[], Groups]
     gather: Callable[[], Batch]
 
 
@@ -68,7 +68,9 @@ def fit_head(train: TrainingSet, settings: FitSettings) -> Fitted:
         return Fitted(Neighbors(spectrum, train.gather(), settings.neighbors), target_mean, True, record)
     inner: dict[str, Any] = {}
     if settings.head == "ridge-tuned":
-        alpha, inner["inner_pcc"] = tune_alpha(train.groups, m, settings.pca)
+        groups = train.groups()
+        alpha, inner["inner_pcc"] = tune_alpha(groups.parts, m, settings.pca)
+        inner["inner_groups"] = {"level": groups.level, "count": len(groups.parts)}
     elif settings.alpha is not None:
         alpha = settings.alpha
     else:

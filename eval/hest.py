@@ -58,7 +58,11 @@ def run_command(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Dispatch to a subcommand (`run` when none is named); 0 on success, 2 with a line on stderr for bad input."""
+    """Dispatch to a subcommand (`run` when none is named).
+
+    Returns:
+        0 on success; with a line on stderr 2 for bad input, 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
@@ -72,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted: what is written stays; the same command (without --force) goes on there.", file=sys.stderr
+        )
+        return 130
     return 0
 
 

@@ -9,7 +9,7 @@ target is log1p of the raw counts: the public hest-bench does not normalise a sp
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from eval.errors import EvalError, first_few, nearest
 from eval.expression import check_raw, read_counts
+from eval.file_hashes import file_hash, sample_hashes
 from eval.folds import Split, given_split
-from eval.genes import PANEL_FILE, read_panel
+from eval.genes import PANEL_FILE, chosen_over, read_panel
 from eval.manifest import MANIFEST_FILE, UNKNOWN, Origin, read_manifest
 from eval.splits import Sample, read_folds
 
@@ -44,11 +46,18 @@ class Task:
     counts: Mapping[str, str] = field(default_factory=dict)
 
     def data_hash(self, split: Split) -> str:
-        """sha256 of all that decides a score besides the encoder: genes, folds, expression and patches."""
-        folds = [[f.name, f.train, f.test, f.columns] for f in split.folds]
-        digest = hashlib.sha256(json.dumps([self.genes, dict(self.content), folds], sort_keys=True).encode())
+        """sha256 of all that decides a score besides the encoder: genes, folds, expression and patches.
+
+        Genes that no fold of the split scores, as those of another split's panels, play no part.
+        """
+        scored = split.scored(len(self.genes))
+        genes = [self.genes[i] for i in scored]
+        named = [None if f.columns is None else [self.genes[i] for i in f.columns] for f in split.folds]
+        folds = [[f.name, f.train, f.test, columns] for f, columns in zip(split.folds, named, strict=True)]
+        digest = hashlib.sha256(json.dumps([genes, dict(self.content), folds], sort_keys=True).encode())
         for name in sorted(self.expression):
-            digest.update(self.expression[name].tobytes())
+            values = self.expression[name]
+            digest.update((values if len(scored) == len(self.genes) else values[:, scored]).tobytes())
             digest.update(split.labels[name].astype(np.int64).tobytes())
         return digest.hexdigest()
 
@@ -61,8 +70,16 @@ class Task:
         return self.origins.get(sample, UNKNOWN)
 
 
-def load_task(bench_root: Path, name: str) -> Task:
+def load_task(
+    bench_root: Path, name: str, *, hashes: Callable[[Path], str] = file_hash, progress: bool = False
+) -> Task:
     """Load and check a task with given folds; nothing is embedded yet, so bad input shows before the long part.
+
+    Args:
+        bench_root: folder of the tasks.
+        name: name of the task's folder.
+        hashes: gives a file's sha256.
+        progress: show a bar over the files.
 
     Raises:
         EvalError: any of the layout's rules is broken; the message names the file, the rule and the fix.
@@ -79,11 +96,14 @@ def load_task(bench_root: Path, name: str) -> Task:
             )
     samples = tuple(by_name.values())
     expression = {}
-    for sample in samples:
-        counts = read_counts(sample.expression, read_barcodes(sample.patches))
-        values = counts.panel(genes)
-        check_raw(counts)
-        expression[sample.name] = np.log1p(values)
+    with tqdm(total=3 * len(samples), unit="file", desc=f"{name}: loading", delay=2, disable=not progress) as bar:
+        for sample in samples:
+            counts = read_counts(sample.expression, read_barcodes(sample.patches))
+            values = counts.panel(genes)
+            check_raw(counts)
+            expression[sample.name] = np.log1p(values)
+            bar.update()
+        content, counted = sample_hashes(samples, hashes, bar)
     manifest = root / MANIFEST_FILE
     return Task(
         name=name,
@@ -91,18 +111,19 @@ def load_task(bench_root: Path, name: str) -> Task:
         samples=samples,
         origins=read_manifest(manifest) if manifest.is_file() else {},
         expression=expression,
-        content={s.name: file_hash(s.patches) for s in samples},
+        content=content,
         splits=(given_split(folds, {n: len(e) for n, e in expression.items()}),),
-        panel={"source": "file", "file": PANEL_FILE, "size": len(genes)},
-        counts={s.name: file_hash(s.expression) for s in samples},
+        panel={"source": "file", "file": PANEL_FILE, "size": len(genes), "chosen_over": chosen_over(root / PANEL_FILE)},
+        counts=counted,
     )
 
 
 def read_barcodes(path: Path) -> list[str]:
-    """Return the N barcodes of a patches file after checking its images and barcodes.
+    """Return the N barcodes of a patches file after checking its images, barcodes and coordinates.
 
     Raises:
-        EvalError: unreadable file, images that are not (N, H, W, 3) uint8, no or repeated barcodes, other lengths.
+        EvalError: unreadable file, images that are not (N, H, W, 3) uint8, no or repeated barcodes, coordinates that
+            are no numbers (N, 2), other lengths.
     """
     with open_h5(path) as file:
         if "img" not in file:
@@ -117,6 +138,7 @@ def read_barcodes(path: Path) -> list[str]:
         if key is None:
             raise EvalError(f"{path}: no dataset 'barcode'; found {first_few(file.keys(), 10)}. Add one per patch.")
         raw = np.asarray(file[key][()]).reshape(-1)
+        coords = (file["coords"].shape, file["coords"].dtype) if "coords" in file else None
     barcodes = [b.decode() if isinstance(b, bytes) else str(b) for b in raw]
     if len(barcodes) != shape[0]:
         raise EvalError(f"{path}: {shape[0]} patches but {len(barcodes)} barcodes; there must be one for each patch.")
@@ -125,13 +147,17 @@ def read_barcodes(path: Path) -> list[str]:
         raise EvalError(
             f"{path}: duplicate barcode(s): {first_few(twice)}. A barcode names one spot: remove or rename."
         )
+    if coords is not None:
+        _check_coords(path, *coords, n=shape[0])
     return barcodes
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes: its identity, whatever its name and time stamp."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_coords(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], n: int) -> None:
+    if len(shape) != 2 or shape[0] != n or shape[1] < 2 or dtype.kind not in "iuf":
+        raise EvalError(
+            f"{path}: 'coords' is {dtype} of shape {shape}; it must hold the centres of the patches as numbers, "
+            f"({n}, 2). Correct it, or remove it: only the report's maps need it."
+        )
 
 
 def open_h5(path: Path) -> h5py.File:

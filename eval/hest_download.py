@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   HF_ENDPOINT=https://mirror.example.org python -m eval.hest download --out hest-bench   # all tasks, by a mirror
 
 The data set is gated: accept its conditions once, at https://huggingface.co/datasets/MahmoodLab/hest-bench
-Exit codes: 0 all tasks are there, 2 something given is wrong, or a task could not be fetched whole.
+Exit codes: 0 all tasks are there, 2 something given is wrong, or a task could not be fetched whole, 130 interrupted.
 """
 
 

@@ -36,7 +36,7 @@ examples:
 other commands: python -m eval.hest manifest|prepare|download|report|submit --help
 
 OUT may hold earlier results: with the same settings rows are merged, otherwise it is an error unless --force is given.
-Exit codes: 0 done, 2 something given is wrong.
+Exit codes: 0 done, 2 something given is wrong, 130 interrupted.
 """
 EXTENDED_ONLY = (
     "split", "folds", "fold_seed", "manifest", "genes", "n_genes", "hvg_pool", "genes_from", "genes_file",

@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   python -m eval.hest prepare --hest HEST-1k --manifest samples.csv --out hest-extended/CRC --cut --patch-px 256
 
 Then: python -m eval.hest --protocol hest-extended --bench-root hest-extended --tasks CRC ...
-Exit codes: 0 written, 2 something given is wrong.
+Exit codes: 0 written, 2 something given is wrong, 130 interrupted.
 """
 
 
@@ -89,7 +89,7 @@ def write_folds(task: Path, origins: dict[str, Origin], n_genes: int = 50) -> tu
         sums[name] = gene_sums(counts.genes, counts.matrix)
     rule = PanelRule("hvg", n_genes)
     try:
-        genes = choose_panel(sums, rule)
+        genes = choose_panel(sums, rule).genes
     except EvalError as error:
         _remove_folds(task)
         return 0, f"no folds for the protocol hest-benchmark: {str(error).rstrip('.')}"
@@ -102,7 +102,7 @@ def write_folds(task: Path, origins: dict[str, Origin], n_genes: int = 50) -> tu
         write_text(new / f"train_{i}.csv", table[~test].to_csv(index=False))
         write_text(new / f"test_{i}.csv", table[test].to_csv(index=False))
     _remove_folds(task)
-    write_text(task / PANEL_FILE, json.dumps({"genes": genes}) + "\n")
+    write_text(task / PANEL_FILE, json.dumps({"genes": genes, "chosen_over": list(origins)}) + "\n")
     os.replace(new, task / "splits")  # last: half a set of folds would look like a whole one
     return len(patients), None
 

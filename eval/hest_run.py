@@ -15,6 +15,7 @@ from eval.embed import embed_task
 from eval.encoders import Encoder, Pooling, encoder_key, make_encoder
 from eval.errors import EvalError
 from eval.extended import Extended, load_extended
+from eval.file_hashes import FileHashes
 from eval.hest_data import Task, load_task
 from eval.leakage import guard
 from eval.maps import map_genes, write_map
@@ -36,7 +37,8 @@ class Work:
     Attributes:
         batch_size: patches a forward pass.
         device: `auto`, `cpu`, `cuda` or another torch device.
-        cache: folder of embeddings, `<out>/embeddings` by default; share one between runs to embed only once.
+        cache: folder of embeddings, and of the hashes of files, `<out>/embeddings` by default; share one between runs
+            to embed and hash only once.
         force: start the results folder afresh, whatever it holds (cached embeddings stay).
         strict: refuse what leaks test data into training.
         map_genes: genes whose predictions are kept for the report; the three most variable by default.
@@ -102,8 +104,11 @@ def run(
         if twice := sorted({name for name in called if called.count(name) > 1}):
             raise EvalError(f"encoder name {twice[0]!r}: two of {', '.join(wanted)} have it. Give each its own `name`.")
     names = list(dict.fromkeys(tasks))
+    hashes = FileHashes(work.cache or out / "embeddings")
     loaded = [
-        load_extended(bench_root, n, extended, progress=work.progress) if extended else load_task(bench_root, n)
+        load_extended(bench_root, n, extended, hashes=hashes, progress=work.progress)
+        if extended
+        else load_task(bench_root, n, hashes=hashes, progress=work.progress)
         for n in names
     ]
     check_map_samples(loaded, work.map_samples)
@@ -114,6 +119,7 @@ def run(
             check_mergeable(rows, out, task.name, split.name, task.data_hash(split), content)
     for warning in guard(loaded, strict=work.strict):
         logger.warning("%s", warning)
+    hashes.save()
     for task in loaded:
         write_tissue(out / "maps", task, map_samples(task, work.map_samples))
     for spec in wanted:

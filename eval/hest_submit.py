@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 What follows -- are options of `python -m eval.hest run`. Logs: OUT/submitit/<job>. The last lines printed are the
 commands that compare the encoders, and put all into one table and report (OUT/joint), when the jobs are done.
-Exit codes: 0 submitted (local: finished), 2 something given is wrong, or a local job failed.
+Exit codes: 0 submitted (local: finished), 2 something given is wrong, or a local job failed, 130 interrupted.
 """
 
 

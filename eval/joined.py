@@ -39,7 +39,7 @@ def join_results(paths: Sequence[Path], out: Path, command: str | None = None) -
     found = [read_results(path) for path in paths]
     settings = _settings(paths, [content["meta"]["settings"] for content in found])
     for row in rows:
-        del row["folder"]
+        del row["folder"], row["settings"]
         row["encoder"] = row.pop("label")
     _check_one(rows, "task", "content_hash", "its samples, patches or counts differ between the folders")
     _check_one(rows, "encoder", "encoder_key", "its weights or settings differ between the folders")

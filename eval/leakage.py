@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from eval.errors import EvalError, first_few
 from eval.folds import Split
 from eval.hest_data import Task
-from eval.manifest import patients_in_two_studies
+from eval.manifest import MANIFEST_FILE, patients_in_two_studies
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,20 @@ def find_leaks(task: Task, split: Split) -> list[Leak]:
     leaks = []
     if task.panel.get("source") == "all":
         leaks.append(Leak("genes", "the gene panel was chosen over all samples, held-out ones included"))
+    held_out = {name for fold in split.folds for name in split.samples(fold.test)}
+    if seen := held_out.intersection(task.panel.get("chosen_over") or ()):
+        text = f"the gene panel's file was chosen over {len(seen)} of {len(held_out)} held-out samples"
+        leaks.append(Leak("genes", text))
     if split.name == "random":
         text = "spots of one slide are on both sides of a fold, so that scores say nothing of new slides"
         return [*leaks, Leak("random split", text, refused=False)]
+    names = [s.name for s in task.samples]
+    if unknown := [name for name in names if not task.origin(name).patient]:
+        text = (
+            f"patients unknown for {len(unknown)} of {len(names)} samples ({first_few(unknown)}): one may be both in "
+            f"training and held out; the manifest, {MANIFEST_FILE}, can name them"
+        )
+        leaks.append(Leak("patients unknown", text))
     for patient, studies in patients_in_two_studies(task.origins).items():
         leaks.append(
             Leak("patient in two studies", f"patient {patient!r} occurs in two studies ({first_few(studies)})")
@@ -64,8 +75,9 @@ def guard(tasks: Sequence[Task], *, strict: bool) -> list[str]:
     if strict and refused:
         listed = "\n  ".join(refused)
         raise EvalError(
-            f"--strict refuses {len(refused)} leak(s):\n  {listed}\nChoose genes with --genes-from train or a file, "
-            "correct the manifest (patients of different studies need different names), or leave --strict out."
+            f"--strict refuses {len(refused)} leak(s):\n  {listed}\nChoose genes with --genes-from train or over "
+            "other samples, name each sample's patient in the manifest (differently in different studies), or leave "
+            "--strict out."
         )
     return [f"{where}: {leak.text}" for where, leak in found]
 

@@ -36,9 +36,29 @@ def notes(task: Task, split: Split, records: Sequence[dict[str, Any]], settings:
             f"{len(known) - len(inside)} of {len(records)} folds hold out a patient{which}; {len(inside)} train on "
             "other sections of the held-out patient and may look better than a new patient would"
         )
-    if task.panel.get("source") == "file":
+    if task.panel.get("source") == "file" and task.panel.get("chosen_over") is None:
         which = f" ({task.panel['file']})" if "file" in task.panel else ""
         found.append(f"the gene panel comes from a file{which}; whether it has seen held-out samples is not known")
+    found += _short_pools(task, records)
     # For given folds the sentence above has said it better.
     said = "patient in training" if split.name == "given" else None
     return found + [leak.text for leak in find_leaks(task, split) if leak.kind != said]
+
+
+def _short_pools(task: Task, records: Sequence[dict[str, Any]]) -> list[str]:
+    """A sentence where a panel's pool of most variable genes is smaller than was asked for; none elsewhere."""
+    panels = [("", task.panel), *((f"fold {r['fold']}", r["panel"]) for r in records if "panel" in r)]
+    pools = [(where, facts) for where, facts in panels if facts.get("pool_used") is not None]
+    wanted = task.panel.get("panel", {}).get("pool")
+    short = [(where, facts) for where, facts in pools if facts["pool_used"] < wanted]
+    if not short:
+        return []
+    where, facts = min(short, key=lambda found: int(found[1]["pool_used"]))
+    text = (
+        f"the panel's genes of highest mean are of the {facts['pool_used']} most variable ones instead of {wanted}, as "
+        f"only {facts['candidates']} genes are seen often enough in every sample"
+    )
+    if by_study := facts.get("candidates_by_study"):
+        study = min(by_study, key=by_study.__getitem__)
+        text += f" (fewest within study {study!r}: {by_study[study]})"
+    return [text + (f" ({where}, the shortest of {len(short)} such folds)" if where else "")]

@@ -7,6 +7,7 @@ the `pool` most variable. Normalised dispersion is Satija et al. 2015 (Nature Bi
 flavour `seurat`: log of variance over mean of the counts, standardised within 20 bins of log1p mean.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -42,39 +43,74 @@ class PanelRule:
             raise EvalError(f"seen in {self.seen_in}: the share of spots must lie within 0 and 1.")
 
 
-def choose_panel(samples: dict[str, GeneSums], rule: PanelRule) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Panel:
+    """A chosen panel, and what it was chosen from.
+
+    Attributes:
+        genes: its names.
+        candidates: how many genes could have been chosen.
+        unlisted: how many more would have been candidates, had every sample's file listed them.
+        pool: of how many most variable genes hmhvg took those of highest mean, ties included; None for hvg.
+    """
+
+    genes: tuple[str, ...]
+    candidates: int
+    unlisted: int = 0
+    pool: int | None = None
+
+    def facts(self) -> dict[str, int | None]:
+        """JSON-able: what the panel was chosen from."""
+        return {"candidates": self.candidates, "unlisted": self.unlisted, "pool_used": self.pool}
+
+
+def choose_panel(samples: dict[str, GeneSums], rule: PanelRule, listed: NDArray[np.str_] | None = None) -> Panel:
     """Choose the panel over the samples.
+
+    Args:
+        samples: sums of the spots that the choice may see.
+        rule: how to choose.
+        listed: genes that can be read from every sample of the task, these samples' own by default.
 
     Raises:
         EvalError: fewer candidates than the panel has genes; the message names the samples that see the fewest.
     """
-    genes = candidates(list(samples.values()), rule.seen_in)
+    found = candidates(list(samples.values()), rule.seen_in)
+    genes = found if listed is None else np.intersect1d(found, listed)
     if len(genes) < rule.size:
         seen = {name: int(_seen(s, rule.seen_in).sum()) for name, s in samples.items()}
         few = ", ".join(f"{name} ({seen[name]})" for name in sorted(seen, key=lambda k: seen[k])[:5])
+        elsewhere = "" if len(genes) == len(found) else " and listed in the files of all others"
         raise EvalError(
-            f"panel: {len(genes)} genes are seen in {rule.seen_in:.0%} of the spots of each of {len(seen)} samples, "
-            f"but {rule.size} are wanted. Samples that see the fewest: {few}. Drop those from the manifest (targeted "
-            "panels have few genes), or ask for fewer genes."
+            f"panel: {len(genes)} genes are seen in {rule.seen_in:.0%} of the spots of each of {len(seen)} samples"
+            f"{elsewhere}, but {rule.size} are wanted. Samples that see the fewest: {few}. Drop those from the "
+            "manifest (targeted panels have few genes), or ask for fewer genes."
         )
+    unlisted = len(found) - len(genes)
     n, total, squares = pooled(list(samples.values()), genes)
     if rule.criterion == "hvg":
-        return tuple(genes[highly_variable(n, total, squares, rule.size)][: rule.size].tolist())
+        chosen = genes[highly_variable(n, total, squares, rule.size)][: rule.size]
+        return Panel(tuple(chosen.tolist()), len(genes), unlisted)
     pool = np.flatnonzero(highly_variable(n, total, squares, rule.pool))
     order = pool[np.argsort(-total[pool], kind="stable")][: rule.size]
-    return tuple(genes[order].tolist())
+    return Panel(tuple(genes[order].tolist()), len(genes), unlisted, len(pool))
 
 
 def candidates(samples: Sequence[GeneSums], seen_in: float) -> NDArray[np.str_]:
     """Genes seen often enough in every sample, control probes and names that a file has twice left out; sorted."""
-    common: NDArray[np.str_] | None = None
-    for s in samples:
-        # A name that occurs twice stays ambiguous when only one of the two is seen often enough.
-        unique, times = np.unique(s.genes, return_counts=True)
-        names = np.intersect1d(s.genes[_seen(s, seen_in)], unique[times == 1])
-        common = names if common is None else np.intersect1d(common, names)
-    assert common is not None
-    return np.array([g for g in common if not any(word in g for word in CONTROL_WORDS)], dtype=str)
+    # A name that occurs twice stays ambiguous when only one of the two is seen often enough.
+    common = set.intersection(*(_once(s) & set(s.genes[_seen(s, seen_in)].tolist()) for s in samples))
+    return np.array(sorted(g for g in common if not any(word in g for word in CONTROL_WORDS)), dtype=str)
+
+
+def listed_once(samples: Sequence[GeneSums]) -> NDArray[np.str_]:
+    """Names that the file of every sample lists, and only once, whatever their counts; sorted."""
+    return np.array(sorted(set.intersection(*map(_once, samples))), dtype=str)
+
+
+def _once(s: GeneSums) -> set[str]:
+    # Sets of Python's: NumPy sorts strings for the same, which takes seconds for 50 samples of 20,000 genes.
+    return {gene for gene, times in Counter(s.genes.tolist()).items() if times == 1}
 
 
 def _seen(s: GeneSums, seen_in: float) -> NDArray[np.bool_]:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from eval.errors import EvalError, first_few
 from eval.expression import positions
-from eval.hest_data import Task, file_hash, open_h5, read_barcodes
+from eval.file_hashes import file_hash
+from eval.hest_data import Task, open_h5, read_barcodes
+from eval.mapped import mapped_dataset, mapped_npy
 
 PREFIX = "precomputed:"
 SUFFIXES = (".h5", ".npy")
@@ -43,7 +45,7 @@ class Precomputed:
         return {"weights_hash": digest.hexdigest(), "pooling": "none"}
 
     def features(self, task: Task) -> dict[str, NDArray[np.float32]]:
-        """Sample -> (N, D) in the order of the task's patches.
+        """Sample -> (N, D) in the order of the task's patches, mapped from the file where that is in this order.
 
         Raises:
             EvalError: a sample without a file, a file without embeddings, barcodes of another data set, another length.
@@ -61,29 +63,28 @@ class Precomputed:
     def _read(self, path: Path, patches: Path) -> NDArray[np.float32]:
         wanted = read_barcodes(patches)
         if path.suffix == ".npy":
-            try:
-                values: NDArray[Any] = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise EvalError(f"{path}: not a readable .npy file ({error}). Write it with numpy.save.") from error
+            values = mapped_npy(path)
         else:
             with open_h5(path) as file:
                 values, barcodes = self._datasets(file, path)
             if barcodes is not None:
                 if len(barcodes) != len(values):
                     raise EvalError(f"{path}: {len(values)} embeddings but {len(barcodes)} barcodes.")
-                values = values[positions(np.array(barcodes, dtype=str), wanted, path, "barcode")]
+                order = positions(np.array(barcodes, dtype=str), wanted, path, "barcode")
+                if order != list(range(len(values))):
+                    values = values[order]
         if values.ndim != 2 or len(values) != len(wanted):
             raise EvalError(
                 f"{path}: embeddings of shape {values.shape} for {len(wanted)} patches; they must be "
                 f"({len(wanted)}, D), in the order of the patches. Store 'barcode' beside them, or embed these patches."
             )
-        return values.astype(np.float32)
+        return values
 
-    def _datasets(self, file: h5py.File, path: Path) -> tuple[NDArray[Any], list[str] | None]:
+    def _datasets(self, file: h5py.File, path: Path) -> tuple[NDArray[np.float32], list[str] | None]:
         key = next((k for k in KEYS if k in file), None)
         if key is None:
             raise EvalError(f"{path}: no dataset {' or '.join(KEYS)}; found {first_few(file.keys(), 10)}.")
-        values = np.asarray(file[key][()])
+        values = mapped_dataset(path, file[key])
         if values.ndim == 3 and 1 in values.shape[:2]:  # some tools write (1, N, D) or (N, 1, D)
             values = values.reshape(-1, values.shape[-1])
         name = next((k for k in ("barcode", "barcodes") if k in file), None)

@@ -22,12 +22,14 @@ from eval.folds import PartFold, Split
 from eval.gram import Batch, Moments, total
 from eval.heads import TrainingSet, fit_head
 from eval.hest_data import Task
+from eval.inner_groups import inner_groups
 from eval.leakage import find_leaks
 from eval.metrics import Sums, mean_std
 from eval.notes import notes
 from eval.per_sample import sample_scores
 from eval.settings import FitSettings
 from eval.spots import Features, check_features, part_moments
+from eval.tuned import Groups
 
 METRICS = ("pcc", "pcc10", "mae", "mse", "mae_centred", "mse_centred")
 
@@ -101,13 +103,15 @@ def _evaluate_split(
         if s.split.name != "random":
             record["held_out"] = s.split.samples(fold.test)
             record["patient_in_training"] = patient_in_training(task, s.split, fold)
+        if fold.panel is not None:
+            record["panel"] = dict(fold.panel)
         records.append(record)
         scores.append(score)
         bar.update()
     result: dict[str, Any] = {m: mean_std([record[m] for record in records]) for m in METRICS}
     result["folds"] = records
     variance = (whole.yy / whole.n).cpu().numpy() - centre**2
-    result["genes"] = _gene_summary(task, np.stack(scores), centre, variance)
+    result["genes"] = _gene_summary(s, np.stack(scores), centre, variance)
     result["samples"] = sample_scores(task, held_out)
     result["leaks"] = [{"kind": leak.kind, "text": leak.text} for leak in find_leaks(task, s.split)]
     result["notes"] = notes(task, s.split, records, settings)
@@ -133,23 +137,29 @@ def _training_set(s: SplitData, fold: PartFold, parts: Sequence[Moments], whole:
     small = 2 * sum(m.n for m in held_out) <= whole.n
     m = whole - total(held_out) if complement and small else total(groups)
     if fold.columns is not None:
-        m, groups = m.targets(fold.columns), [g.targets(fold.columns) for g in groups]
+        m = m.targets(fold.columns)
+
+    def inner() -> Groups:
+        found = inner_groups(s, fold, parts)
+        if fold.columns is None:
+            return found
+        return Groups(found.level, tuple(g.targets(fold.columns) for g in found.parts))
 
     def gather() -> Batch:
         X, Y = s.spots.gather(fold.train)
         return X, Y if fold.columns is None else Y[:, list(fold.columns)]
 
-    return TrainingSet(m, tuple(groups), gather)
+    return TrainingSet(m, inner, gather)
 
 
 def _gene_summary(
-    task: Task, pcc: NDArray[np.float64], mean: NDArray[np.float64], variance: NDArray[np.float64]
+    s: SplitData, pcc: NDArray[np.float64], mean: NDArray[np.float64], variance: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """`pcc` is (folds, G) with NaN where a fold excludes the gene; a gene that all exclude has null."""
     summary: list[dict[str, Any]] = []
-    for i, gene in enumerate(task.genes):
+    for i in s.split.scored(len(s.task.genes)):
         kept = pcc[~np.isnan(pcc[:, i]), i]
         scores = mean_std(kept.tolist()) if kept.size else None
         facts = {"mean": float(mean[i]), "variance": float(max(variance[i], 0.0))}
-        summary.append({"gene": gene, "pcc": scores, "n_folds": int(kept.size), **facts})
+        summary.append({"gene": s.task.genes[i], "pcc": scores, "n_folds": int(kept.size), **facts})
     return summary

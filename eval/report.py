@@ -32,7 +32,7 @@ EXAMPLES = """examples:
 
 With --out the folders must agree on the data of a task and on all settings but the encoder's; DIR then holds what a run
 writes, of all encoders: results.json, .csv, .md, .tex, genes.csv, maps and report.html.
-Exit codes: 0 done, 2 something given is wrong.
+Exit codes: 0 done, 2 something given is wrong, 130 interrupted.
 """
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
@@ -159,8 +159,8 @@ def _leaderboard(rows: Sequence[Row]) -> str:
             cells = "".join(f"<td class='number'>{'-' if c is None else f'{100 * c:+.1f}%'}</td>" for c in changes)
             lines.append(f"<tr class='drop'><td></td><td>drop</td><td></td>{cells}</tr>")
     about = (
-        f"{len(rows[0]['genes'])} genes; mean ± standard deviation over folds, best in bold. The third column is the "
-        "mean over patients (slides where patients are unknown) with a bootstrap interval; paired tests: "
+        f"{rows[0]['panel']['size']} genes; mean ± standard deviation over folds, best in bold. The third column is "
+        "the mean over patients (slides where patients are unknown) with a bootstrap interval; paired tests: "
         "<code>python -m eval.compare</code>."
     )
     return f"<h3>Leaderboard</h3><p class='about'>{about}</p><div class='wide'><table>{''.join(lines)}</table></div>"

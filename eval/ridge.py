@@ -8,9 +8,9 @@ eigenvectors V of the standardised Gram matrix, and in their basis the ridge is 
     W = S^-1 V (L + alpha I)^-1 V^T S^-1 (X - m)^T Y,    S = diag(standard deviations), L = eigenvalues,
 
 so that one eigendecomposition serves all penalties. On embeddings with strongly correlated features LSQR's early stop
-regularises, and the published numbers are then higher than the exact ones: `eval.lsqr` reproduces it. As published, no
-intercept is fitted: features are centred, targets are not, and a prediction lacks the training mean. Centred features
-make the weights the same with an intercept, which only adds that mean.
+regularises, and the published numbers are then higher than the exact ones: `eval.heads.lsqr_coefficients` reproduces
+them. As published, no intercept is fitted: features are centred, targets are not, and a prediction lacks the training
+mean. Centred features make the weights the same with an intercept, which only adds that mean.
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import NDArray
 
-from eval.errors import EvalError
+from eval.errors import EvalError, first_few
 
 Unit = Literal["auto", "patient", "sample"]
 Metric = Literal["pcc", "mse"]
@@ -41,19 +41,66 @@ def unit_scores(samples: Sequence[Mapping[str, Any]], metric: Metric = "pcc", un
     Raises:
         EvalError: patients are asked for but not all known, or no sample has a score.
     """
-    scored = [s for s in samples if s[metric] is not None]
-    if not scored:
-        raise EvalError(f"no sample has a {metric}; nothing can be compared.")
-    unknown = [s["sample"] for s in scored if not s["patient"]]
+    groups = _scored_units(samples, metric, common_unit([samples], metric, unit))
+    return {name: float(np.mean([s[metric] for s in own])) for name, own in sorted(groups.items())}
+
+
+def paired_scores(
+    results: Mapping[str, Sequence[Mapping[str, Any]]], metric: Metric, unit: Literal["patient", "sample"]
+) -> dict[str, dict[str, float]]:
+    """Encoder -> unit -> mean score, on the same units and samples for all encoders.
+
+    Args:
+        results: encoder -> the records of its result's `samples`, of one task and split.
+        metric: as for `unit_scores`.
+        unit: the common one of all results.
+
+    Raises:
+        EvalError: no sample has a score, or encoders are scored on different units or samples.
+    """
+    scores, expected, first = {}, None, ""
+    for encoder, samples in results.items():
+        groups = _scored_units(samples, metric, unit)
+        found = {(name, s["sample"]) for name, own in groups.items() for s in own}
+        if expected is None:
+            expected, first = found, encoder
+        elif differing := sorted(found ^ expected):
+            named = first_few([s if unit == "sample" else f"{s} ({unit} {name})" for name, s in differing])
+            raise EvalError(
+                f"{encoder} and {first} have a {metric} on different samples: only one of them on {named}. Differences "
+                "are taken within a unit, so that all must have the same: evaluate them with one manifest (or use "
+                "--unit sample), leave one out, or use --metric mse, which a constant prediction has too."
+            )
+        scores[encoder] = unit_scores(samples, metric, unit)
+    return scores
+
+
+def common_unit(
+    results: Sequence[Sequence[Mapping[str, Any]]], metric: Metric, unit: Unit
+) -> Literal["patient", "sample"]:
+    """The unit of all results together: `auto` is the patient where every scored sample has one, else the sample.
+
+    Raises:
+        EvalError: patients are asked for but not all known.
+    """
+    unknown = [s["sample"] for samples in results for s in samples if s[metric] is not None and not s["patient"]]
     if unit == "patient" and unknown:
         raise EvalError(
             f"unit patient: sample {unknown[0]} has no patient in the manifest. Add it, or use --unit sample."
         )
-    by_patient = unit == "patient" or (unit == "auto" and not unknown)
-    groups: dict[str, list[float]] = {}
-    for s in scored:
-        groups.setdefault(s["patient"] if by_patient else s["sample"], []).append(s[metric])
-    return {name: float(np.mean(values)) for name, values in sorted(groups.items())}
+    return "sample" if unit == "sample" or unknown else "patient"
+
+
+def _scored_units(
+    samples: Sequence[Mapping[str, Any]], metric: Metric, unit: Literal["patient", "sample"]
+) -> dict[str, list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for s in samples:
+        if s[metric] is not None:
+            groups.setdefault(s[unit], []).append(s)
+    if not groups:
+        raise EvalError(f"no sample has a {metric}; nothing can be compared.")
+    return groups
 
 
 def interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> Interval:

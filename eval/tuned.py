@@ -1,11 +1,12 @@
 """Choosing the ridge penalty by leaving one group out inside a training set, from moments alone.
 
-For every group (sample, study or random part) of the training set, the head is fitted on the others and scored on the
+For every group of the training set (see `eval.inner_groups`), the head is fitted on the others and scored on the
 group by the mean Pearson correlation over genes. All of it is Gram algebra: a correlation needs the covariance of
 prediction and target and the two variances, which are products of the weights with the group's moments.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ from eval.ridge import NULL_VARIANCE, Spectrum, decompose
 SHARES: tuple[float, ...] = tuple(10.0 ** (e / 3) for e in range(-18, 7))
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Moments of the groups that a training set consists of; `level` says what a group is, as `patient`."""
+
+    level: str
+    parts: tuple[Moments, ...]
+
+
+def usable(sizes: Sequence[int]) -> list[int]:
+    """Indices of the groups that have two spots and leave two: fewer have no correlation, or no head."""
+    return [i for i, n in enumerate(sizes) if n >= 2 and sum(sizes) - n >= 2]
+
+
 def tune_alpha(parts: Sequence[Moments], whole: Moments, pca: int | None) -> tuple[float, dict[float, float | None]]:
     """Return the best penalty for `whole`, and the mean correlation of every share of `SHARES`, None where undefined.
 
@@ -30,13 +44,13 @@ def tune_alpha(parts: Sequence[Moments], whole: Moments, pca: int | None) -> tup
     Raises:
         EvalError: fewer than two groups can be scored.
     """
-    usable = [part for part in parts if part.n >= 2 and whole.n - part.n >= 2]
-    if len(usable) < 2:
+    groups = [parts[i] for i in usable([part.n for part in parts])]
+    if len(groups) < 2:
         raise EvalError(
-            f"head ridge-tuned: {len(usable)} group(s) of two spots or more in a training set; leaving one group out "
-            "needs two. Use --head ridge, or a task with more training samples."
+            f"head ridge-tuned: {len(groups)} group(s) of two spots or more in a training set; leaving one group out "
+            "needs two. Use --head ridge, or a task with more training spots."
         )
-    scores = torch.stack([_scores(decompose(whole - part, pca), part, whole.n - part.n) for part in usable])
+    scores = torch.stack([_scores(decompose(whole - part, pca), part, whole.n - part.n) for part in groups])
     means = scores.nanmean(0)  # (shares,)
     if means.isnan().all():
         raise EvalError("head ridge-tuned: no gene has a correlation in any left-out group. Use --head ridge.")

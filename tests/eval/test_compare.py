@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,3 +91,47 @@ def test_few_units_are_said(tmp_path, capsys):
     write_results(tmp_path / "r", [row("a", BASE[:2]), row("b", BASE[:2] + 0.1)], {}, {})
     assert main([str(tmp_path / "r")]) == 0
     assert "with 2 unit(s) the smallest possible p is 0.5" in capsys.readouterr().out
+
+
+def without_patient(found, sample):
+    samples = [{**s, "patient": None} if s["sample"] == sample else s for s in found["samples"]]
+    return {**found, "samples": samples}
+
+
+def test_one_unit_for_all_encoders_of_a_task(tmp_path):
+    rows = [row("a", BASE + 0.1), without_patient(row("b", BASE), "s3"), row("c", BASE, task="U")]
+    write_results(tmp_path, rows, {}, {})
+    scores, (test,) = compare(load_rows([tmp_path]))
+    assert (test["units"], test["mean"], test["p"]) == (8, pytest.approx(0.1), pytest.approx(2 / 2**8))
+    assert [(s["task"], s["unit"], s["units"]) for s in scores] == [("T", "sample", 8)] * 2 + [("U", "patient", 8)]
+    with pytest.raises(EvalError, match="sample s3 has no patient"):
+        compare(load_rows([tmp_path]), unit="patient")
+
+
+def test_encoders_scored_on_different_samples(tmp_path, capsys):
+    constant = row("b", BASE)
+    constant["samples"][2]["pcc"] = None
+    write_results(tmp_path / "r", [row("a", BASE + 0.1), constant], {}, {})
+    assert main([str(tmp_path / "r"), "--out", str(tmp_path / "c")]) == 2
+    assert re.search(r"error: b and a have a pcc on different samples: .* s2 \(patient p2\)\.", capsys.readouterr().err)
+    assert not (tmp_path / "c").exists()
+    assert main([str(tmp_path / "r"), "--metric", "mse"]) == 0
+    other = row("b", BASE)
+    other["samples"][0]["patient"] = "p1"  # as when the manifest has been corrected in between
+    write_results(tmp_path / "q", [row("a", BASE), other], {}, {})
+    with pytest.raises(EvalError, match=r"s0 \(patient p0\), s0 \(patient p1\)"):
+        compare(load_rows([tmp_path / "q"]))
+    assert len(compare(load_rows([tmp_path / "q"]), unit="sample")[1]) == 1
+
+
+def test_different_settings_are_said_everywhere(tmp_path, capsys):
+    for name, head, seed in (("x", "ridge", 0), ("y", "pls", 0)):
+        rows = [row(name, BASE), row(name, BASE, task="U"), row(name, BASE, task=f"only {name}")]
+        write_results(tmp_path / name, rows, {"head": head, "seed": seed}, {})
+    assert main([str(tmp_path / "x"), str(tmp_path / "y"), "--out", str(tmp_path / "c")]) == 0
+    note = 'settings differ too, not only encoders: head is "ridge" in x, "pls" in y; on T (given), U (given)'
+    assert f"note: {note}." in capsys.readouterr().out
+    assert f"note: {note}." in (tmp_path / "c" / "compare.md").read_text()
+    assert json.loads((tmp_path / "c" / "compare.json").read_text())["notes"] == [note]
+    assert main([str(tmp_path / "x"), "--out", str(tmp_path / "c")]) == 0
+    assert json.loads((tmp_path / "c" / "compare.json").read_text())["notes"] == []

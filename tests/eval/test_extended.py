@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import sys
 import weakref
@@ -81,14 +82,29 @@ def test_without_a_study_effect_both_splits_agree(tmp_path):
     assert loso > 0.8 * random > 0.4
 
 
-def test_scores_do_not_depend_on_which_splits_are_asked_for(made):
-    both = load(made)
+@pytest.mark.parametrize("genes_from", ["all", "train"])
+def test_scores_do_not_depend_on_which_splits_are_asked_for(made, genes_from):
+    settings = replace(SMALL, genes_from=genes_from)
+    both = load(made, settings)
     features = Precomputed(f"precomputed:{made}/SYNTH/embeddings").features(both)
-    together = {s.name: e.record["pcc"] for s, e in zip(both.splits, evaluate(features, both, FIT), strict=True)}
+    together = {s.name: (s, e.record) for s, e in zip(both.splits, evaluate(features, both, FIT), strict=True)}
     for name in ("random", "loso"):
-        task = load(made, replace(SMALL, split=name))
+        task = load(made, replace(settings, split=name))
         (alone,) = evaluate(features, task, FIT)
-        assert alone.record["pcc"]["mean"] == pytest.approx(together[name]["mean"], abs=1e-9)
+        split, record = together[name]
+        assert alone.record["pcc"]["mean"] == pytest.approx(record["pcc"]["mean"], abs=1e-9)
+        assert [g["gene"] for g in alone.record["genes"]] == [g["gene"] for g in record["genes"]]
+        assert all(g["n_folds"] for g in record["genes"])
+        assert task.data_hash(task.splits[0]) == both.data_hash(split)
+
+
+def test_splits_of_their_own_panels_share_a_folder(made, tmp_path):
+    spec, fold_wise = f"precomputed:{made}/SYNTH/embeddings", replace(SMALL, genes_from="train")
+    for split, count in (("random", 1), ("both", 2), ("loso", 2)):
+        settings = replace(fold_wise, split=split)
+        rows = run([spec], made, ["SYNTH"], tmp_path, fit=FIT, extended=settings, work=Work(progress=False))
+        assert len(rows) == count
+        assert {row["panel"]["size"] for row in rows} == {15}
 
 
 def test_one_group_of_spots_is_held_at_a_time(made, monkeypatch):
@@ -131,11 +147,30 @@ def test_panels_from_training_spots_alone(made):
 
 def test_a_fixed_panel(made, tmp_path):
     path = tmp_path / "panel.json"
+    fixed = Extended(folds=4, genes_file=path)
     path.write_text(json.dumps({"genes": ["GENE0003", "GENE0001"]}))
-    assert load(made, replace(SMALL, genes_file=path)).genes == ("GENE0003", "GENE0001")
+    assert load(made, fixed).genes == ("GENE0003", "GENE0001")
     path.write_text(json.dumps({"genes": ["GENE9999"]}))
     with pytest.raises(EvalError, match=r"S000\.h5ad: 1 of 1 genes absent: GENE9999"):
-        load(made, replace(SMALL, genes_file=path))
+        load(made, fixed)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], r"panel\.json: missing\. A panel is a JSON file of the form"),
+        (["--genes", "hmhvg"], "the panel is fixed.*Leave out --genes, "),
+        (["--n-genes", "50"], "the panel is fixed"),
+        (["--hvg-pool", "500"], "the panel is fixed"),
+        (["--genes-from", "train"], "the panel is fixed"),
+    ],
+)
+def test_options_that_a_fixed_panel_has_no_use_for(made, tmp_path, capsys, more, message):
+    base = ["--protocol", "hest-extended", "--bench-root", str(made), "--tasks", "SYNTH", "--encoder", "color-stats"]
+    base += ["--out", str(tmp_path / "o"), "--genes-file", str(tmp_path / "panel.json")]
+    assert main([*base, *more]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "o").exists()
 
 
 def test_held_out_predictions_are_kept_in_place(made):
@@ -234,10 +269,49 @@ def test_a_gene_absent_in_one_study_is_no_candidate(root):
     assert gene not in load(root).genes
 
 
+def test_a_gene_absent_in_a_held_out_study_is_left_out_of_a_folds_panel(root):
+    settings = replace(SMALL, split="loso", genes_from="train")
+
+    def panels():
+        task = load(root, settings)
+        return {f.name: ([task.genes[i] for i in f.columns], f.panel) for f in task.splits[0].folds}
+
+    before = panels()["study 2"]
+    assert before[1] == {"candidates": 30, "unlisted": 0, "pool_used": None}
+    rewrite_counts(root, "S004", lambda a: a[:, a.var_names != before[0][0]].copy())
+    found = panels()
+    assert not any(before[0][0] in genes for genes, _ in found.values())
+    assert found["study 2"][1] == {"candidates": 29, "unlisted": 1, "pool_used": None}
+    assert found["study 1"][1] == {"candidates": 29, "unlisted": 0, "pool_used": None}
+    task = load(root, settings)
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    assert [f["panel"]["unlisted"] for f in evaluation.record["folds"]] == [0, 1, 0]
+
+
+def test_a_pool_shorter_than_asked_for_is_said(root):
+    rewrite_counts(root, "S004", lambda a: a[:, 6:].copy())
+    rule = PanelRule("hmhvg", 10, 25)
+    task = load(root, replace(SMALL, rule=rule, split="loso"))
+    assert (task.panel["candidates"], task.panel["pool_used"]) == (24, 24)
+    assert task.panel["candidates_by_study"] == {"study 1": 30, "study 2": 24, "study 3": 30}
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FIT)
+    said = "of the 24 most variable ones instead of 25, as only 24 genes are seen often enough in every sample"
+    assert [n for n in evaluation.record["notes"] if said in n and "within study 'study 2': 24" in n]
+    task = load(root, replace(SMALL, rule=rule, split="loso", genes_from="train"))
+    (evaluation,) = evaluate(features, task, FIT)
+    (note,) = [note for note in evaluation.record["notes"] if said in note]
+    assert note.endswith("(fold study 1, the shortest of 3 such folds)")
+    task = load(root, replace(SMALL, rule=replace(rule, pool=24), split="loso"))
+    (evaluation,) = evaluate(features, task, FIT)
+    assert not any("most variable ones" in note for note in evaluation.record["notes"])
+
+
 def test_precomputed_embeddings_are_aligned_by_barcode(root):
     task = load(root)
     encoder = Precomputed(f"precomputed:{root}/SYNTH/embeddings")
-    before, key = encoder.features(task)["S001"], encoder.settings["weights_hash"]
+    before, key = np.array(encoder.features(task)["S001"]), encoder.settings["weights_hash"]
     with h5py.File(root / "SYNTH" / "embeddings" / "S001.h5", "r+") as file:
         for name in ("embeddings", "barcode"):
             file[name][...] = file[name][()][::-1]
@@ -303,3 +377,12 @@ def test_every_head_finds_the_signal(made):
         (evaluation,) = evaluate(features, task, FitSettings("hest-extended", head))
         scores[head] = evaluation.record["pcc"]["mean"]
     assert min(scores.values()) > 0.1
+
+
+def test_a_penalty_can_be_tuned_on_two_studies(root):
+    rewrite_manifest(root, lambda t: t[t.study != "study 3"])
+    task = load(root, replace(SMALL, split="loso"))
+    features = Precomputed(f"precomputed:{root}/SYNTH/embeddings").features(task)
+    (evaluation,) = evaluate(features, task, FitSettings("hest-extended", "ridge-tuned"))
+    inner = [fold["inner_groups"] for fold in evaluation.record["folds"]]
+    assert inner == [{"level": "sample", "count": 2}] * 2  # both samples of a study are of one patient

@@ -12,7 +12,7 @@ from eval.errors import EvalError
 from eval.gram import moments, total
 from eval.heads import TrainingSet, fit_head
 from eval.settings import FitSettings
-from eval.tuned import SHARES
+from eval.tuned import SHARES, Groups
 
 
 def spots(n=120, d=12, g=4, seed=0):
@@ -23,7 +23,7 @@ def spots(n=120, d=12, g=4, seed=0):
 
 def training_set(X, Y, groups=3):
     parts = [moments([b], X[0], Y.shape[1]) for b in zip(np.split(X, groups), np.split(Y, groups), strict=True)]
-    return TrainingSet(total(parts), tuple(parts), lambda: (X, Y))
+    return TrainingSet(total(parts), lambda: Groups("part", tuple(parts)), lambda: (X, Y))
 
 
 def predictions(settings, n=120, d=12, g=4):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.encoders import ColorStats
 from eval.errors import EvalError
 from eval.hest import main
 from eval.hest_run import Work, find_device, run
@@ -96,6 +97,17 @@ def test_devices_that_are_not_there(monkeypatch, name, message):
 def test_an_unknown_command(capsys):
     assert main(["manifst", "--out", "x"]) == 2
     assert "unknown command 'manifst'. Nearest: manifest" in capsys.readouterr().err
+
+
+def test_an_interruption_is_one_sentence(bench, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ColorStats, "embed", interrupted)
+    assert main(arguments(bench, tmp_path / "out", "--encoder", "color-stats")) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted: what is written stays")
+    monkeypatch.undo()
+    assert main(arguments(bench, tmp_path / "out", "--encoder", "color-stats", "--no-report")) == 0
 
 
 def test_a_missing_checkpoint(bench, tmp_path, capsys):

@@ -1,3 +1,6 @@
+import re
+from importlib.metadata import version
+
 import anndata
 import h5py
 import numpy as np
@@ -76,12 +79,21 @@ def test_missing_root_and_task_name_the_nearest(bench):
         ({"img": np.zeros((23, 8, 8, 3), np.uint8)}, "23 patches but 24 barcodes"),
         ({"barcode": None}, "no dataset 'barcode'"),
         ({"barcode": np.array([b"A-0"] * 24)}, r"duplicate barcode\(s\): A-0"),
+        ({"coords": np.zeros((23, 2))}, r"'coords' is float64 of shape \(23, 2\); it must .* \(24, 2\)"),
+        ({"coords": np.zeros(48)}, "'coords' is float64 of shape"),
+        ({"coords": np.zeros((24, 1), np.int32)}, "'coords' is int32 of shape"),
+        ({"coords": np.zeros((24, 2), "S3")}, r"'coords' is \|S3 of"),
     ],
 )
 def test_bad_patches(bench, changes, message):
     rewrite_h5(bench / "TOY" / "patches" / "A.h5", **changes)
     with pytest.raises(EvalError, match=message):
         load_task(bench, "TOY")
+
+
+def test_coordinates_may_be_missing(bench):
+    rewrite_h5(bench / "TOY" / "patches" / "A.h5", coords=None)
+    assert len(load_task(bench, "TOY").expression["A"]) == 24
 
 
 @pytest.mark.parametrize(
@@ -122,3 +134,24 @@ def test_one_name_for_two_files(bench):
     )
     with pytest.raises(EvalError, match="different files in different folds"):
         load_task(bench, "TOY")
+
+
+def test_an_h5ad_file_of_a_newer_layout_is_named(bench):
+    path = bench / "TOY" / "adata" / "A.h5ad"
+    with h5py.File(path, "r+") as file:
+        file["X"].attrs["encoding-version"] = "99.0.0"
+    with pytest.raises(EvalError, match=rf"A\.h5ad: not an h5ad file that anndata {re.escape(version('anndata'))} can"):
+        load_task(bench, "TOY")
+
+
+@pytest.mark.filterwarnings("ignore:.*was written with")
+def test_an_h5ad_file_of_an_old_layout_is_read(bench):
+    """Before anndata 0.7 tables were compound datasets with the names in `index`, and nothing had an encoding."""
+    expected = load_task(bench, "TOY").expression["A"]
+    path = bench / "TOY" / "adata" / "A.h5ad"
+    adata = anndata.read_h5ad(path)
+    with h5py.File(path, "w") as file:
+        file["X"] = adata.X
+        for key, names in (("obs", adata.obs_names), ("var", adata.var_names)):
+            file[key] = np.array([(name.encode(),) for name in names], dtype=[("index", "S16")])
+    np.testing.assert_array_equal(load_task(bench, "TOY").expression["A"], expected)
