@@ -44,6 +44,7 @@ def run_command(argv: Sequence[str]) -> None:
             args.force,
             args.strict,
             tuple(args.map_genes),
+            tuple(args.map_samples),
             command=shlex.join(["python", "-m", "eval.hest", *argv]),
         ),
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.errors import EvalError, first_few, nearest
+from eval.genes import PANEL_FILE, read_panel
+from eval.splits import read_folds
 
 REPOSITORY = "MahmoodLab/hest-bench"
 TASKS = ("CCRCC", "COAD", "HCC", "IDC", "LUNG", "LYMPH_IDC", "PAAD", "PRAD", "READ", "SKCM")
@@ -18,6 +20,7 @@ EXAMPLES = """examples:
   HF_ENDPOINT=https://mirror.example.org python -m eval.hest download --out hest-bench   # all tasks, by a mirror
 
 The data set is gated: accept its conditions once, at https://huggingface.co/datasets/MahmoodLab/hest-bench
+Exit codes: 0 all tasks are there, 2 something given is wrong, or a task could not be fetched whole, 130 interrupted.
 """
 
 
@@ -40,7 +43,7 @@ def download(
 
     Raises:
         EvalError: no network, no token, conditions not accepted, an unknown repository, revision or task, an address
-            without http, or a folder that cannot be written.
+            without http, a folder that cannot be written, or a task without all files that its folds name.
     """
     from huggingface_hub import constants, errors, snapshot_download
 
@@ -88,6 +91,12 @@ def download(
             f"{page}: no task {first_few(missing)} came from there. {nearest(missing[0], TASKS)} Names are as on that "
             f"page; a warning above says if the hub could not be reached and {out} was left as it is."
         )
+    for folder in folders:  # without network the client is content with whatever is there
+        try:
+            read_folds(folder)
+            read_panel(folder / PANEL_FILE)
+        except EvalError as error:
+            raise EvalError(f"{folder}: not a whole task ({error}) Download it again, with network.") from error
     return folders
 
 

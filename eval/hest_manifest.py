@@ -22,6 +22,7 @@ EXAMPLES = """examples:
       --min-genes 5000 --exclude TENX111 --patients-per-study --out samples.csv
 
 HEST-1k numbers patients within a study ("Patient 1"); --patients-per-study makes the names unique.
+Exit codes: 0 written, 2 something given is wrong, 130 interrupted.
 """
 
 

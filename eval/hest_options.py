@@ -68,6 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     work.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     work.add_argument("--cache", type=Path, help="folder of cached embeddings (default: OUT/embeddings)")
     work.add_argument("--map-genes", nargs="+", default=[], metavar="GENE", help="genes drawn on slides in the report")
+    work.add_argument(
+        "--map-samples", nargs="+", default=[], metavar="SAMPLE", help="slides drawn (default: two largest)"
+    )
     work.add_argument("--no-report", action="store_true", help="do not write OUT/report.html")
     work.add_argument("--force", action="store_true", help="start OUT afresh, whatever results it holds")
     return parser

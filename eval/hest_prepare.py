@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python -m eval.hest prepare --hest HEST-1k --manifest samples.csv --out hest-extended/CRC --cut --patch-px 256
 
 Then: python -m eval.hest --protocol hest-extended --bench-root hest-extended --tasks CRC ...
+Exit codes: 0 written, 2 something given is wrong, 130 interrupted.
 """
 
 

@@ -25,6 +25,7 @@ from eval.results import add_results, check_mergeable, open_results, versions
 from eval.settings import FitSettings
 from eval.spots import Features
 from eval.tables import Row
+from eval.tissue import check_map_samples, map_samples, write_tissue
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Work:
         force: start the results folder afresh, whatever it holds (cached embeddings stay).
         strict: refuse what leaks test data into training.
         map_genes: genes whose predictions are kept for the report; the three most variable by default.
+        map_samples: samples that the report draws; those of most spots by default.
         progress: show progress bars.
         command: recorded in the results.
     """
@@ -51,6 +53,7 @@ class Work:
     force: bool = False
     strict: bool = False
     map_genes: tuple[str, ...] = ()
+    map_samples: tuple[str, ...] = ()
     progress: bool = True
     command: str | None = None
 
@@ -108,6 +111,7 @@ def run(
         else load_task(bench_root, n, hashes=hashes, progress=work.progress)
         for n in names
     ]
+    check_map_samples(loaded, work.map_samples)
     for task in loaded:
         map_genes(task, work.map_genes)
         content = task.content_hash()
@@ -116,6 +120,8 @@ def run(
     for warning in guard(loaded, strict=work.strict):
         logger.warning("%s", warning)
     hashes.save()
+    for task in loaded:
+        write_tissue(out / "maps", task, map_samples(task, work.map_samples))
     for spec in wanted:
         encoder = _encoder(spec, pooling, device, seed)
         for task in loaded:

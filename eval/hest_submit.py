@@ -1,7 +1,7 @@
 """`python -m eval.hest submit`: one job an encoder, on Slurm or on this machine, with submitit.
 
 Each job evaluates one encoder into OUT/<encoder>, with the embeddings of all in OUT/embeddings; a job that was
-interrupted goes on with those that are there. `python -m eval.compare OUT/*/` then compares them.
+interrupted goes on with those that are there. The commands that then compare and join the results are printed.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dinov2.run.executor import Resources, deaf_to_ctrl_c, start_jobs
 from dinov2.run.options import minutes
@@ -22,8 +23,9 @@ EXAMPLES = """examples:
   python -m eval.hest submit --cluster local --ngpus 0 -- --encoder color-stats random:mvhybrid_tiny \\
       --bench-root hest-bench --tasks IDC --out results/local
 
-What follows -- are options of `python -m eval.hest run`. Logs: OUT/submitit/<job>.
-Exit codes: 0 submitted (local: finished), 2 something given is wrong, or a local job failed.
+What follows -- are options of `python -m eval.hest run`. Logs: OUT/submitit/<job>. The last lines printed are the
+commands that compare the encoders, and put all into one table and report (OUT/joint), when the jobs are done.
+Exit codes: 0 submitted (local: finished), 2 something given is wrong, or a local job failed, 130 interrupted.
 """
 
 
@@ -32,6 +34,11 @@ class HestTask:
     """Runs `python -m eval.hest` with these arguments; a callable that submitit can store."""
 
     arguments: tuple[str, ...]
+
+    @property
+    def out(self) -> Path:
+        """The results folder of this job."""
+        return parse(self.arguments).out
 
     def __call__(self) -> int:
         """Evaluate and return 0.
@@ -113,16 +120,19 @@ def main(argv: Sequence[str]) -> None:
     if args.cluster == "slurm":
         for task, job in zip(tasks, start_jobs(tasks, "slurm", out / "submitit", resources, "eval-hest"), strict=True):
             print(f"submitted job {job.job_id}: python -m eval.hest {shlex.join(task.arguments)}")
-        print(f"logs: {out / 'submitit'}; when all are done: python -m eval.compare {out}/*/")
-        return
-    for task in tasks:  # one after the other: they share this machine
-        (job,) = start_jobs([task], args.cluster, out / "submitit", resources, "eval-hest")
-        with deaf_to_ctrl_c():
-            error = job.exception()
-        if error is not None:
-            last = str(error).strip().splitlines()[-1]
-            raise EvalError(f"job {job.job_id} failed: {last} (log: {job.paths.stderr})")
-        print(f"finished: python -m eval.hest {shlex.join(task.arguments)}")
+        print(f"logs: {out / 'submitit'}")
+    else:
+        for task in tasks:  # one after the other: they share this machine
+            (job,) = start_jobs([task], args.cluster, out / "submitit", resources, "eval-hest")
+            with deaf_to_ctrl_c():
+                error = job.exception()
+            if error is not None:
+                last = str(error).strip().splitlines()[-1]
+                raise EvalError(f"job {job.job_id} failed: {last} (log: {job.paths.stderr})")
+            print(f"finished: python -m eval.hest {shlex.join(task.arguments)}")
+    folders = [str(task.out.absolute()) for task in tasks]
+    print(f"when all are done: {shlex.join(['python', '-m', 'eval.compare', *folders])}")
+    print(f"and: {shlex.join(['python', '-m', 'eval.hest', 'report', *folders, '--out', str(out / 'joint')])}")
 
 
 def _without(arguments: list[str], options: Sequence[str]) -> list[str]:

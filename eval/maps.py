@@ -46,7 +46,7 @@ def write_map(
     """Write the file and return its name; `predictions` are those of `genes`, sample -> (N, K)."""
     arrays: dict[str, Any] = {"genes": np.array([task.genes[i] for i in genes])}
     for sample in task.samples:
-        arrays[f"{sample.name}/coords"] = _coordinates(sample.patches, len(task.expression[sample.name]))
+        arrays[f"{sample.name}/coords"] = coordinates(sample.patches, len(task.expression[sample.name]))
         arrays[f"{sample.name}/measured"] = task.expression[sample.name][:, genes].astype(np.float32)
         arrays[f"{sample.name}/predicted"] = predictions[sample.name]
     name = f"{task.name}-{split}-{encoder_key[:12]}.npz"
@@ -72,7 +72,7 @@ def has_places(coords: NDArray) -> bool:
     return bool(np.isfinite(coords).all() and np.ptp(coords, axis=0).any())
 
 
-def _coordinates(patches: Path, count: int) -> NDArray[np.float64]:
+def coordinates(patches: Path, count: int) -> NDArray[np.float64]:
     """Centres of the patches (N, 2), in whatever unit the file has; all 0 where it has none."""
     with open_h5(patches) as file:
         found = np.asarray(file["coords"][()], dtype=np.float64) if "coords" in file else np.zeros((count, 2))

@@ -1,5 +1,7 @@
 """The report of a results folder: `python -m eval.hest report RESULTS` writes RESULTS/report.html.
 
+With `--out` several folders become one, with joint tables and report (`eval.joined`).
+
 One file without scripts or links: leaderboard with intervals over patients or slides, PCC of every gene, PCC against a
 gene's mean and variance, the drop from a random split to leaving a study out, and slides with measured and predicted
 expression of a few genes. `run` writes it too.
@@ -8,19 +10,30 @@ expression of a few genes. `run` writes it too.
 import argparse
 import html
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dinov2.utils.files import write_text
 from eval.errors import EvalError
-from eval.maps import has_places, read_map
+from eval.joined import join_results
+from eval.maps import read_map
 from eval.report_figures import SPLIT_NAMES, against_expression, drop_plot, slide_maps, strips
 from eval.results import read_results
 from eval.statistics import interval, unit_scores
-from eval.tables import HEADINGS, HIGHER_IS_BETTER, Row, drops, ordered
+from eval.tables import HEADINGS, HIGHER_IS_BETTER, Row, drops, markdown, ordered
+from eval.task_table import task_table
+from eval.tissue import read_tissue, tissue_name
 
-MAP_SAMPLES = 2
+EXAMPLES = """examples:
+  python -m eval.hest report results/hvg results/hmhvg                      # report.html of each
+  python -m eval.hest report results/hvg/runs_* --out results/hvg/joint     # one table and report of many encoders
+
+With --out the folders must agree on the data of a task and on all settings but the encoder's; DIR then holds what a run
+writes, of all encoders: results.json, .csv, .md, .tex, genes.csv, maps and report.html.
+Exit codes: 0 done, 2 something given is wrong, 130 interrupted.
+"""
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
@@ -46,7 +59,8 @@ def write_report(out: Path) -> Path:
     if not rows:
         raise EvalError(f"{out}: its results file has no rows. Evaluate an encoder into it first.")
     tasks = sorted({row["task"] for row in rows})
-    body = [_head(found["meta"]), *(_task(out, [r for r in rows if r["task"] == task]) for task in tasks)]
+    together = [_all_tasks(rows)] if len(tasks) > 1 else []
+    body = [_head(found["meta"]), *together, *(_task(out, [r for r in rows if r["task"] == task]) for task in tasks)]
     page = (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
@@ -58,16 +72,24 @@ def write_report(out: Path) -> Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    """`python -m eval.hest report RESULTS...`."""
+    """`python -m eval.hest report RESULTS... [--out DIR]`."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.hest report",
-        description="Write report.html of results folders anew.",
-        epilog="examples:\n  python -m eval.hest report results/hvg results/hmhvg",
+        description="Write report.html of results folders anew, or join several in one folder with tables and report.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results folders")
-    for folder in parser.parse_args(argv).results:
-        print(f"written: {write_report(folder)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="join all in this folder")
+    args = parser.parse_args(argv)
+    if args.out is None:
+        for folder in args.results:
+            print(f"written: {write_report(folder)}")
+        return
+    rows = join_results(args.results, args.out, shlex.join(["python", "-m", "eval.hest", "report", *argv]))
+    print(markdown(rows))
+    print(f"written: {args.out} (results.json, .csv, .md, .tex, genes.csv, {write_report(args.out).name})")
 
 
 def _head(meta: dict[str, Any]) -> str:
@@ -83,6 +105,17 @@ def _head(meta: dict[str, Any]) -> str:
         f"<details><summary>Settings and versions</summary><table>{facts}</table>"
         f"<p class='about'>{_text(versions)}</p></details>"
     )
+
+
+def _all_tasks(rows: Sequence[Row]) -> str:
+    header, body = task_table(rows)
+    lines = ["".join(f"<th>{_text(name)}</th>" for name in header)]
+    for line in body:
+        marked = ((" class='best'", cell[:-1]) if cell.endswith("*") else ("", cell) for cell in line)
+        lines.append("".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in marked))
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    about = "PCC, mean ± standard deviation over folds, and its mean over tasks where an encoder has all; best in bold."
+    return f"<h2>All tasks</h2><p class='about'>{about}</p><div class='wide'><table>{table}</table></div>"
 
 
 def _task(out: Path, rows: Sequence[Row]) -> str:
@@ -159,16 +192,15 @@ def _maps(out: Path, row: Row) -> str:
     if not path.is_file():
         return ""
     genes, samples = read_map(path)
-    scored = sorted((s for s in row["samples"] if s["pcc"] is not None), key=lambda s: -s["n_spots"])
-    placed = [s["sample"] for s in scored if s["sample"] in samples and has_places(samples[s["sample"]]["coords"])]
-    chosen = {name: samples[name] for name in placed[:MAP_SAMPLES]}
+    tissue = read_tissue(out / "maps" / tissue_name(row["task"], row["content_hash"]))
+    chosen = {name: samples[name] for name in tissue if name in samples}
     if not chosen:
         return ""
     about = (
-        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: log1p counts of the sections with most spots; measured "
-        "and predicted share a colour scale. Other genes: --map-genes."
+        f"{_text(row['encoder'])}, {SPLIT_NAMES[row['split']]}: a section's patches at their places, and log1p counts "
+        "there; measured and predicted share a colour scale. Others: --map-samples, --map-genes."
     )
-    return _picture("Measured and predicted expression", about, slide_maps(genes, chosen))
+    return _picture("Measured and predicted expression", about, slide_maps(genes, chosen, tissue))
 
 
 def _gene_table(rows: Sequence[Row]) -> str:

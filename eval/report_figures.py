@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.tables import Row
+from eval.tissue import Tissue
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,13 +81,13 @@ def drop_plot(rows: Sequence[Row]) -> str:
     return _svg(figure)
 
 
-def slide_maps(genes: Sequence[str], samples: Mapping[str, Mapping[str, NDArray]]) -> str:
-    """Measured and predicted expression side by side, a row a gene, two panels a sample; one scale and bar a pair."""
+def slide_maps(genes: Sequence[str], samples: Mapping[str, Mapping[str, NDArray]], tissue: Mapping[str, Tissue]) -> str:
+    """A row a gene; for each sample its tissue, measured and predicted expression, which share a scale and its bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    figure = _figure(2.6 * 2 * len(samples), 2.7 * len(genes))
-    grid = figure.add_gridspec(len(genes), 2 * len(samples))
+    figure = _figure(2.3 * 3 * len(samples), 2.2 * len(genes))
+    grid = figure.add_gridspec(len(genes), 3 * len(samples))
     for column, (name, arrays) in enumerate(samples.items()):
         for row, gene in enumerate(genes):
             pair = [arrays[what][:, row] for what in ("measured", "predicted")]
@@ -94,11 +95,17 @@ def slide_maps(genes: Sequence[str], samples: Mapping[str, Mapping[str, NDArray]
             r = _correlation(pair[0][known], pair[1][known])
             both = np.concatenate([pair[0], pair[1][known]])
             scale = Normalize(float(both.min()), float(both.max()))
-            panels = [figure.add_subplot(grid[row, 2 * column + side]) for side in range(2)]
-            for side, (axes, values) in enumerate(zip(panels, pair, strict=True)):
+            first, *panels = [figure.add_subplot(grid[row, 3 * column + side]) for side in range(3)]
+            left, right, bottom, top = tissue[name].extent
+            first.imshow(tissue[name].image, extent=(left, right, bottom, top))
+            for axes, values in zip(panels, pair, strict=True):
                 _map(axes, arrays["coords"], values, scale)
-                title = f"{name}: {gene}\nmeasured" if side == 0 else f"predicted\nr = {r}"
+                axes.set(xlim=(left, right), ylim=(bottom, top))
+            titles = (f"{name}: {gene}", "measured", f"predicted, r = {r}")
+            for axes, title in zip((first, *panels), titles, strict=True):
                 axes.set_title(title, fontsize=9)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
             figure.colorbar(ScalarMappable(scale, COLOUR_MAP), ax=panels, shrink=0.7, aspect=25, pad=0.01)
     return _png(figure)
 
@@ -114,10 +121,6 @@ def _map(axes: "Axes", coords: NDArray, values: NDArray, scale: "Normalize") -> 
     size = float(np.clip(2.2e4 / max(len(coords), 1) / 4, 1.5, 30))
     axes.scatter(coords[known, 0], coords[known, 1], c=values[known], s=size, cmap=COLOUR_MAP, norm=scale, lw=0)
     axes.set_aspect("equal")
-    axes.invert_yaxis()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
 
 
 def _correlation(a: NDArray, b: NDArray) -> str:

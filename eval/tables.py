@@ -1,13 +1,14 @@
 """Tables of results: for the terminal, and in the paper's layout as Markdown and LaTeX.
 
 Rows are the encoders, best PCC first. Where an encoder has a random and a leave-one-study-out row, a third one gives
-the Drop, (LOSO - random) / random, of each metric's mean over folds.
+the Drop, (LOSO - random) / random, of each metric's mean over folds. Several tasks have a table together, too.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.protocol import METRICS
+from eval.task_table import SPLITS, task_table
 
 Row = dict[str, Any]
 HEADINGS = {
@@ -19,7 +20,6 @@ HEADINGS = {
     "mse_centred": "MSE centred",
 }
 HIGHER_IS_BETTER = ("pcc", "pcc10")
-SPLITS = {"given": "", "random": "Random", "loso": "LOSO"}
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -78,14 +78,13 @@ def terminal(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One table a task, the best mean of each split in bold."""
+    """All tasks together where there are several, then one table a task; the best mean of each split in bold."""
     parts = []
-    for task in sorted({r["task"] for r in rows}):
-        header, body = _paper_table([r for r in rows if r["task"] == task])
-        lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-        cells = [[markdown_cell(f"**{c[:-1]}**" if c.endswith("*") else c) for c in line] for line in body]
+    for table in _tables(rows):
+        lines = [f"| {' | '.join(table.header)} |", "|" + "---|" * len(table.header)]
+        cells = [[markdown_cell(f"**{c[:-1]}**" if c.endswith("*") else c) for c in line] for line in table.body]
         lines += [f"| {' | '.join(line)} |" for line in cells]
-        parts.append(f"## {task}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"## {table.title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -95,24 +94,44 @@ def markdown_cell(text: str) -> str:
 
 
 def latex(rows: Sequence[Row]) -> str:
-    """One `table` a task for a paper (package booktabs), the best mean of each split in bold."""
+    """The same tables as `markdown`, each a `table` for a paper (package booktabs)."""
     parts = []
-    for task in sorted({r["task"] for r in rows}):
-        header, body = _paper_table([r for r in rows if r["task"] == task])
-        lines = [" & ".join(map(_latex_cell, line)) + r" \\" for line in body]
+    for table in _tables(rows):
+        lines = [" & ".join(map(_latex_cell, line)) + r" \\" for line in table.body]
         parts.append(
             "\\begin{table}\n\\centering\n"
-            f"\\caption{{{_latex_cell(task)}: mean $\\pm$ standard deviation over folds.}}\n"
-            f"\\begin{{tabular}}{{{'l' * (len(header) - len(PAPER_METRICS))}{'c' * len(PAPER_METRICS)}}}\n\\toprule\n"
-            + " & ".join(map(_latex_cell, header)) + " \\\\\n\\midrule\n" + "\n".join(lines)
+            f"\\caption{{{_latex_cell(table.title)}: mean $\\pm$ standard deviation over folds.}}\n"
+            f"\\begin{{tabular}}{{{'l' * table.left}{'c' * (len(table.header) - table.left)}}}\n\\toprule\n"
+            + " & ".join(map(_latex_cell, table.header)) + " \\\\\n\\midrule\n" + "\n".join(lines)
             + "\n\\bottomrule\n\\end{tabular}\n\\end{table}\n"
         )  # fmt: skip
     return "\n".join(parts)
 
 
+class _Table(NamedTuple):
+    """`left` columns are names; a cell that ends in * is the best of its split and column."""
+
+    title: str
+    left: int
+    header: list[str]
+    body: list[list[str]]
+
+
+def _tables(rows: Sequence[Row]) -> list[_Table]:
+    by_task = {task: [r for r in rows if r["task"] == task] for task in sorted({r["task"] for r in rows})}
+    together = [("PCC of all tasks", rows, task_table)] if len(by_task) > 1 else []
+    wanted = [*together, *((task, own, _paper_table) for task, own in by_task.items())]
+    return [_Table(title, 1 if _given(own) else 2, *make(own)) for title, own, make in wanted]
+
+
+def _given(rows: Sequence[Row]) -> bool:
+    """Whether there are only given folds, so that a column of splits would say nothing."""
+    return all(r["split"] == "given" for r in rows)
+
+
 def _paper_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of one task; a cell that ends in * is the best of its split and metric."""
-    given = all(r["split"] == "given" for r in rows)
+    given = _given(rows)
     header = ["Model", *([] if given else ["Split"])]
     header += [f"{HEADINGS[m]} {'↑' if m in HIGHER_IS_BETTER else '↓'}" for m in PAPER_METRICS]
     best: dict[tuple[str, str], float] = {}

@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   python scripts/synthetic_hest_extended.py synthetic_full
 
 writes OUT/SYNTH/patches, adata, samples.csv, and embeddings/<sample>.h5 for --encoder precomputed:OUT/SYNTH/embeddings
+Exit codes: 0 written, 2 something given is wrong.
 """
 
 

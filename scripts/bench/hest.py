@@ -2,7 +2,9 @@
 
 The published way fits scikit-learn's StandardScaler, PCA (256 components) and Ridge (LSQR) anew for every fold; ours
 takes all folds from Gram matrices, and its time includes every score, per sample too. Both run in the same process, and
-their mean PCC must agree within 0.005. HER2ST is measured where a bench root with it is given.
+their mean PCC must agree within 0.005: by the exact solver on the synthetic task, by `--solver lsqr` on a real one
+(--bench-root). LSQR stops early, which regularises where features are strongly correlated; how far the exact solution
+is from it on the real task is printed.
 """
 
 import gc
@@ -10,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from eval.folds import Split, loso_split, random_split
 from eval.hest_data import Task, load_task
 from eval.manifest import Origin
 from eval.protocol import evaluate
-from eval.settings import FitSettings
+from eval.settings import FitSettings, Solver
 from eval.splits import Sample
 from eval.spots import Features, Spots
 from eval.torch_encoder import TorchEncoder
@@ -45,6 +49,7 @@ EXAMPLES = """\
   python scripts/bench/hest.py --quick
 """
 TOLERANCE = 0.005  # of the mean PCC
+DEFAULT = FitSettings()
 SMALL = {"spots": 1500, "samples": 8, "features": 48, "genes": 20, "patches": 8}
 
 
@@ -58,7 +63,7 @@ def program(argv: Sequence[str] | None) -> None:
     parser.add_argument("--encoder", default="random:vit12", help="embeds it; default: random:vit12")
     parser.add_argument("--pooling", default="cls", choices=POOLINGS, help="of the encoder; default: cls, its width")
     parser.add_argument("--cache", type=Path, help="keep its embeddings there")
-    parser.add_argument("--patches", type=int, default=64, help="to embed for the rate; 0: leave it out; default: 64")
+    parser.add_argument("--patches", type=int, default=256, help="to embed for the rate; 0: leave it out; default: 256")
     args, options = parse(parser, argv, SMALL)
     report = Report(options)
     design = Design(samples=args.samples, spots=args.spots, features=args.features, genes=args.genes)
@@ -67,11 +72,11 @@ def program(argv: Sequence[str] | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             encoder = make_encoder(args.encoder, pooling=args.pooling, device=str(options.device))
             features = embed_task(encoder, task, args.cache or Path(folder)).features
-        measure(report, options, args.task, features, task)
+        measure(report, options, args.task, features, task, agrees="lsqr")
         report.save()
     if not options.late:
         features, task = synthetic(design)
-        row = measure(report, options, "synthetic", features, task)
+        row = measure(report, options, "synthetic", features, task, agrees="exact")
         del features, task
         gc.collect()
         if options.memory and options.device.type == "cpu":
@@ -99,30 +104,42 @@ def synthetic(design: Design) -> tuple[Features, Task]:
     return features, Task("synthetic", tuple(gene_names(design.genes)), samples, origins, expression, content, splits)
 
 
-def measure(report: Report, options: Options, name: str, features: Features, task: Task) -> dict[str, Any]:
-    """Time all folds of all splits both ways and check that the mean PCCs agree; return the row of ours.
+def measure(
+    report: Report, options: Options, name: str, features: Features, task: Task, agrees: Solver
+) -> dict[str, Any]:
+    """Time all folds of all splits both ways, and ours by the exact solver and `agrees`; return the row of the exact.
 
     Raises:
-        WrongResultError: a split's mean PCC differs by more than `TOLERANCE`.
+        WrongResultError: a split's mean PCC by the solver `agrees` is more than `TOLERANCE` from the published way's.
     """
-    device = str(options.device)
-    ours = [_timed(lambda: evaluate(features, task, FitSettings(), device=device)) for _ in range(options.repeats)]
-    seconds = min(s for s, _ in ours)
-    found = [evaluation.record["pcc"]["mean"] for evaluation in ours[-1][1]]
     published_seconds, published = _timed(lambda: [published_pcc(features, task, split) for split in task.splits])
     folds = sum(len(split.folds) for split in task.splits)
     spots, genes = sum(map(len, task.expression.values())), len(task.genes)
     shape = {"task": name, "spots": spots, "features": next(iter(features.values())).shape[1], "genes": genes}
-    row = {**shape, "folds": folds, "way": "ours", "seconds": seconds, "pcc": float(np.mean(found))}
-    report.rows.append(row)
-    report.rows.append({**row, "way": "published", "seconds": published_seconds, "pcc": float(np.mean(published))})
-    report.ratios[f"{name}: fit and predict {folds} folds"] = published_seconds / seconds
-    for split, a, b in zip(task.splits, found, published, strict=True):
-        if abs(a - b) > TOLERANCE:
-            report.note(f"{name}, {split.name}: mean PCC {a:.4f}, published {b:.4f}: more than {TOLERANCE} apart")
-            if name == "synthetic":
-                raise WrongResultError(f"{name}, {split.name}: mean PCC {a:.4f}, but {b:.4f} the published way")
-    return row
+    shape |= {"folds": folds}
+    rows = []
+    for solver in dict.fromkeys((DEFAULT.solver, agrees)):
+        way = "ours" if solver == DEFAULT.solver else f"ours, --solver {solver}"
+        seconds, found = _ours(options, features, task, replace(DEFAULT, solver=solver))
+        rows.append({**shape, "way": way, "seconds": seconds, "pcc": float(np.mean(found))})
+        what = name if solver == DEFAULT.solver else f"{name}, --solver {solver}"
+        report.ratios[f"{what}: fit and predict {folds} folds"] = published_seconds / seconds
+        for split, a, b in zip(task.splits, found, published, strict=True):
+            said = f"{what}, {split.name}: mean PCC {a:.4f}, but {b:.4f} the published way"
+            if solver == agrees and abs(a - b) > TOLERANCE:
+                raise WrongResultError(f"{said}: more than {TOLERANCE} apart")
+            if solver != agrees:
+                report.note(f"{said}, whose solver stops early ({a - b:+.4f})")
+    report.rows += rows
+    report.rows.append({**shape, "way": "published", "seconds": published_seconds, "pcc": float(np.mean(published))})
+    return rows[0]
+
+
+def _ours(options: Options, features: Features, task: Task, settings: FitSettings) -> tuple[float, list[float]]:
+    """Seconds of the fastest call, and the mean PCC of each split."""
+    call = partial(evaluate, features, task, settings, device=str(options.device))
+    timed = [_timed(call) for _ in range(options.repeats)]
+    return min(seconds for seconds, _ in timed), [evaluation.record["pcc"]["mean"] for evaluation in timed[-1][1]]
 
 
 def published_pcc(features: Features, task: Task, split: Split) -> float:
@@ -143,30 +160,36 @@ def embedding_rate(report: Report, options: Options, patches: int, batch: int = 
     """Patches a second from a patches file, against the bare forward pass on tensors that are there already."""
     encoder = make_encoder("random:vit12", device=str(options.device))
     assert isinstance(encoder, TorchEncoder)
-    images = np.random.default_rng(0).integers(0, 256, size=(patches, 224, 224, 3), dtype=np.uint8)
+    # Some noise on a smooth ground, which gzip brings to about two thirds, as it does photographs of tissue.
+    ground = np.linspace(0, 220, 224, dtype=np.uint8)[:, None, None]
+    images = np.random.default_rng(0).integers(0, 32, size=(patches, 224, 224, 3), dtype=np.uint8) + ground
     ready = encoder.transform(torch.from_numpy(images[:batch]).to(options.device))
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for _ in range(0, patches, batch):
+                encoder.tokens(encoder.model, ready[: min(batch, patches)]).cpu()
+
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "patches.h5"
-        with h5py.File(path, "w") as file:
-            file.create_dataset("img", data=images, chunks=(1, 224, 224, 3))
-
-        def bare() -> None:
-            with torch.inference_mode():
-                for _ in range(0, patches, batch):
-                    encoder.tokens(encoder.model, ready[: min(batch, patches)]).cpu()
-
-        whole: Callable[[], object] = lambda: embed_file(encoder, path, batch_size=batch)  # noqa: E731
-        times: dict[str, list[float]] = {"embed": [], "forward": []}
-        for call in (whole, bare):  # warm up
+        calls: dict[str, Callable[[], object]] = {"bare forward pass": bare}
+        for way, compression in (("plain file", None), ("gzip file", "gzip")):
+            path = Path(folder) / f"{way}.h5"
+            with h5py.File(path, "w") as file:
+                file.create_dataset("img", data=images, chunks=(1, 224, 224, 3), compression=compression)
+            calls[way] = partial(embed_file, encoder, path, batch_size=batch)
+        for call in calls.values():  # warm up
             call()
+        times: dict[str, list[float]] = {way: [] for way in calls}
         for _ in range(options.repeats):
-            times["embed"].append(_timed(whole)[0])
-            times["forward"].append(_timed(bare)[0])
+            for way, call in calls.items():
+                times[way].append(_timed(call)[0])
     done = patches if patches <= batch else batch * -(-patches // batch)
-    rates = {"embed": patches / min(times["embed"]), "forward": done / min(times["forward"])}
-    for way, rate in rates.items():
+    bare_rate = done / min(times.pop("bare forward pass"))
+    report.rows.append({"task": "embedding, vit12", "way": "bare forward pass", "patches_per_s": bare_rate})
+    for way, seconds in times.items():
+        rate = patches / min(seconds)
         report.rows.append({"task": "embedding, vit12", "way": way, "patches_per_s": rate})
-    report.ratios["embedding over the bare forward pass"] = rates["embed"] / rates["forward"]
+        report.ratios[f"embedding from a {way} over the bare forward pass"] = rate / bare_rate
 
 
 def memory_case(case: dict[str, int]) -> tuple[Callable[[], object], Callable[[], object]]:

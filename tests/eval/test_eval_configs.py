@@ -1,8 +1,14 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from synthetic_hest_extended import Design, write_task
+
+from eval.hest import main
 from eval.hest_options import extended_settings, fit_settings, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +31,31 @@ def test_configs_are_the_papers_settings(path):
 
 def test_there_are_three_tables():
     assert [p.stem for p in CONFIGS] == ["hest_benchmark", "hest_extended_hmhvg", "hest_extended_hvg"]
+
+
+def test_the_benchmarks_table_comes_from_its_config(bench, tmp_path):
+    data = ["--bench-root", str(bench), "--tasks", "TOY", "--no-report"]
+    assert main(["--config", str(CONFIGS[0]), *data, "--encoder", "color-stats", "--out", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o" / "results.md").read_text().splitlines()[2] == "| Model | PCC ↑ | PCC-10 ↑ | MAE ↓ | MSE ↓ |"
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A synthetic task with a few genes more than the papers' panels have."""
+    root = tmp_path_factory.mktemp("extended")
+    write_task(root, Design(samples=4, studies=2, spots=300, features=12, genes=230, factors=4))
+    return root
+
+
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda p: p.stem)
+def test_the_tables_of_hest_extended_come_from_their_configs(config, extended, tmp_path):
+    data = ["--bench-root", str(extended), "--tasks", "SYNTH", "--no-report"]
+    encoders = ["--encoder", "color-stats", f"precomputed:{extended / 'SYNTH' / 'embeddings'}"]
+    assert main(["--config", str(config), *data, *encoders, "--out", str(tmp_path / "o")]) == 0
+    table = (tmp_path / "o" / "results.md").read_text().splitlines()[4:]
+    assert [line.split("|")[2].strip() for line in table] == ["Random", "LOSO", "Drop"] * 2
+    found = json.loads((tmp_path / "o" / "results.json").read_text())["results"]
+    assert {(r["split"], len(r["folds"]), len(r["genes"])) for r in found} == {("random", 10, 200), ("loso", 2, 200)}
 
 
 def test_the_command_line_wins():
@@ -61,8 +92,6 @@ def test_options_are_written_out(capsys):
 
 def test_results_follow_their_schema(bench, tmp_path):
     jsonschema = pytest.importorskip("jsonschema", reason="checks the schema")
-    from eval.hest import main
-
     schema = json.loads((ROOT / "eval" / "results.schema.json").read_text())
     base = ["--bench-root", str(bench), "--tasks", "TOY", "--encoder", "color-stats", "--no-report", "--device", "cpu"]
     for i, more in enumerate(

@@ -1,7 +1,9 @@
 import json
+import shlex
 
 import pytest
 
+from eval.compare import main as compare_main
 from eval.errors import EvalError
 from eval.hest import main
 from eval.hest_submit import folder_name, make_tasks
@@ -24,10 +26,16 @@ def test_jobs_run_here(bench, tmp_path, capsys):
     job = ["submit", "--cluster", "debug", "--ngpus", "0", "--"]
     run = arguments(bench, tmp_path / "o", "--encoder", "color-stats", "timm:resnet10t,pretrained=false")
     assert main([*job, *run]) == 0
-    assert capsys.readouterr().out.count("finished: python -m eval.hest") == 2
+    printed = capsys.readouterr().out
+    assert printed.count("finished: python -m eval.hest") == 2
     for folder in ("color-stats", "timm_resnet10t_pretrained=false"):
         assert len(json.loads((tmp_path / "o" / folder / "results.json").read_text())["results"]) == 1
     assert len(list((tmp_path / "o" / "embeddings").glob("*.h5"))) == 6
+    compare, join = (line.partition("python -m ")[2] for line in printed.splitlines()[-2:])
+    assert compare_main(shlex.split(compare.removeprefix("eval.compare "))) == 0
+    assert main(shlex.split(join.removeprefix("eval.hest "))) == 0
+    together = json.loads((tmp_path / "o" / "joint" / "results.json").read_text())
+    assert {row["encoder"] for row in together["results"]} == {"color-stats", "timm:resnet10t,pretrained=false"}
 
 
 def test_bad_input_shows_before_a_job_starts(bench, tmp_path, capsys):

@@ -22,6 +22,7 @@ from eval.panels import PanelRule
 from eval.report import write_report
 from eval.results import read_results, write_results
 from eval.settings import FitSettings
+from eval.tissue import Tissue
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
@@ -87,7 +88,8 @@ def test_one_colour_scale_a_pair_and_no_sample_without_places(monkeypatch):
         report_figures, "_map", lambda axes, coords, values, scale: scales.append((scale.vmin, scale.vmax))
     )
     arrays = {"coords": np.eye(2), "measured": np.array([[0.0], [4.0]]), "predicted": np.array([[-1.0], [np.nan]])}
-    assert report_figures.slide_maps(["G"], {"s": arrays}).startswith("data:image/png")
+    tissue = {"s": Tissue(np.zeros((2, 2, 3), np.uint8), np.array([0.0, 2.0, 2.0, 0.0]))}
+    assert report_figures.slide_maps(["G"], {"s": arrays}, tissue).startswith("data:image/png")
     assert scales == [(-1.0, 4.0)] * 2
     assert has_places(np.eye(2))
     assert not has_places(np.zeros((3, 2)))
