@@ -31,7 +31,7 @@ from dinov2.train.interrupt import StopReason, StopRequest
 from dinov2.train.optim import build_optimizer
 from dinov2.train.precision import Precision
 from dinov2.train.requeue import job_deadline, requeue_if_slurm
-from dinov2.train.run_folder import check_run_folder, check_same_data, write_config, write_dataset
+from dinov2.train.run_folder import check_run_folder, check_same_data, keep_global_batch, write_config, write_dataset
 from dinov2.train.run_lock import run_lock
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -67,6 +67,7 @@ class Trainer:
         if train.num_threads:
             torch.set_num_threads(train.num_threads)
         force_backends(asdict(config.kernels))
+        keep_global_batch(folder, train)
         self.plan = BatchPlan.from_config(train, config.optim, world_size())
         train.global_batch_size = self.plan.global_batch
         self.dataset = _open_dataset(train.dataset_path)
