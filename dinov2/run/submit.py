@@ -13,6 +13,7 @@ from dinov2.run.executor import Resources, deaf_to_ctrl_c, start_jobs
 from dinov2.run.options import build_parser
 from dinov2.run.task import PretrainTask, TaskFailedError
 from dinov2.train.batch_plan import BatchPlan
+from dinov2.train.requeue import check_stop_before
 from dinov2.train.run_folder import check_run_folder, keep_global_batch
 from dinov2.utils.config import load_config
 from dinov2.utils.errors import UserError
@@ -64,7 +65,10 @@ def make_tasks(args: argparse.Namespace, processes: int) -> list[PretrainTask]:
     tasks = []
     for config in configs:
         run = output / config.stem if args.array_of_configs else output
-        _check(load_config(str(config), opts), run, processes, args.force)
+        loaded = load_config(str(config), opts)
+        if args.cluster == "slurm":
+            check_stop_before(loaded.train.stop_before_minutes, args.time)
+        _check(loaded, run, processes, args.force)
         force = ["--force"] if args.force else []
         tasks.append(PretrainTask(("--config-file", str(config), "--output-dir", str(run), *force, *opts)))
     return tasks

@@ -122,13 +122,14 @@ class Trainer:
             return self._run(request)
 
     def _run(self, stop: StopRequest) -> int:
+        deadline = job_deadline(os.environ, self.config.train.stop_before_minutes)
         step = start = self.checkpointer.restore(self.state)
         end = min(self.schedules.total_steps, self.config.train.max_steps or self.schedules.total_steps)
         if rank() == 0:
             write_config(self.folder, self.config)
             write_dataset(self.folder, self.dataset)
         self._announce(start, end)
-        stop.stop_at(job_deadline(os.environ, self.config.train.stop_before_minutes))
+        stop.stop_at(deadline)
         self.step.stop_code = stop.code
         stopped = StopReason(int(all_reduce_max(torch.tensor(stop.code()))))  # it may have come during the set-up
         feed, clock = BatchFeed(iter(self._batches(start))), StepClock(self.plan.global_batch)
@@ -158,6 +159,11 @@ class Trainer:
             del feed  # ends the loader's workers
             self._save_finally(step)  # still deaf to further signals
         if step < end:
+            if stopped == StopReason.DEADLINE and step == start:  # it would come back from the queue again and again
+                raise ConfigError(
+                    f"train.stop_before_minutes = {self.config.train.stop_before_minutes:g}: that moment came before a "
+                    "step could be taken; lower it, or ask for more time"
+                )
             logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
             requeue_if_slurm(stopped, rank(), os.environ)
             return stopped.exit_code
