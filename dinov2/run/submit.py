@@ -76,7 +76,7 @@ def make_tasks(args: argparse.Namespace, processes: int) -> list[PretrainTask]:
 
 def _check(config: SSLConfig, run: Path, processes: int, force: bool) -> None:
     """Raise UserError as the training program would in its processes, wherever their devices and data do not matter."""
-    resolve_strategy(config.parallel.strategy, processes)
+    resolve_strategy(config.parallel.strategy, processes, [processes])  # all nodes alike, however many
     keep_global_batch(run, config.train)
     config.train.global_batch_size = BatchPlan.from_config(config.train, config.optim, processes).global_batch
     check_run_folder(run, config, force)

@@ -17,7 +17,7 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
 from dinov2.distributed.env import all_reduce_max, rank, world_size
-from dinov2.distributed.parallelize import parallelize, resolve_strategy
+from dinov2.distributed.parallelize import node_sizes, parallelize, resolve_strategy
 from dinov2.distributed.training_state import TrainingState
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
@@ -86,6 +86,7 @@ class Trainer:
             _load_pretrained(self.arch, config)
         self.arch.to(self.device).train()
         self.precision = Precision.from_name(config.compute_precision.dtype, self.device)
+        self.strategy = resolve_strategy(config.parallel.strategy, world_size(), node_sizes(local_size))
         objective = parallelize(self.arch, config.parallel, self.device, self.precision.lowered, local_size)
         if rank():
             torch.manual_seed(train.seed + rank())  # processes drop other paths
@@ -254,7 +255,7 @@ class Trainer:
             global_batch_size=self.plan.global_batch,
             parameters=sum(p.numel() for p in self.arch.student_backbone.parameters()),
             processes=world_size(),
-            strategy=resolve_strategy(self.config.parallel.strategy, world_size()),
+            strategy=self.strategy,
         )
 
 

@@ -32,8 +32,8 @@ def write(small, tmp_path):
     return write
 
 
-def train(processes, configs):
-    codes, outputs = run_ranks(train_ranks.main, processes, list(map(str, configs)), configs[0].parent)
+def train(processes, configs, per_node=None):
+    codes, outputs = run_ranks(train_ranks.main, processes, list(map(str, configs)), configs[0].parent, per_node)
     assert codes == [0] * processes, "\n".join(outputs)
 
 
@@ -98,8 +98,9 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tm
 
 @pytest.mark.slow
 def test_options_of_the_parallel_section_change_nothing(write, tmp_path):
-    """hsdp over 2 x 2, activation checkpointing, gathered parameters kept: the same losses."""
+    """Two nodes of two processes, activation checkpointing, gathered parameters kept: the same losses."""
     train(1, [write(tmp_path / "one", 5)])
-    options = {"strategy": "hsdp", "activation_checkpointing": True, "reshard_after_forward": False}
-    train(4, [write(tmp_path / "hsdp", 5, parallel=options)])
+    options = {"strategy": "auto", "activation_checkpointing": True, "reshard_after_forward": False}
+    train(4, [write(tmp_path / "hsdp", 5, parallel=options)], per_node=2)
     assert_same(tmp_path / "hsdp", tmp_path / "one")
+    assert json.loads((tmp_path / "hsdp" / "run.json").read_text())["strategy"] == "hsdp"
