@@ -39,6 +39,11 @@ The same command run again goes on where the run stopped. On SIGTERM, SIGUSR1, S
 the end of the step; under Slurm the job then goes back to the queue, but not on Ctrl-C. Exit codes: 0 finished (with
 --replay: all is finite); 1 the loss diverged (something is not finite); 2 something given is wrong; 124 the job's time
 was nearly over; 130, 138, 140, 143 stopped by Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM, with the state saved.
+
+torchrun passes SIGTERM and SIGINT on to its processes, kills those that have not saved and ended within 30 seconds, and
+has exit codes of its own. SIGUSR1 and SIGUSR2 end torchrun itself and leave its processes behind, unless it is told to
+pass them on as well: torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2 --shutdown-timeout 120 ... (seconds to
+save; older releases of PyTorch have neither option). Under srun and submitit every process gets the signals itself.
 """
 
 
