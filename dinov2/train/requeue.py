@@ -57,7 +57,7 @@ def check_stop_before(stop_before_minutes: float, limit_minutes: float) -> None:
     if stop_before_minutes >= limit_minutes:
         raise ConfigError(
             f"train.stop_before_minutes = {stop_before_minutes:g}: must be less than the job's time limit, "
-            f"{limit_minutes:g} minutes; lower it, or ask for more time"
+            f"{round(limit_minutes, 1):g} minutes; lower it, or ask for more time"
         )
 
 

@@ -19,7 +19,7 @@ def recipe(small, tmp_path):
     return path
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_its_batch_on_another_number_of_processes(before, after, recipe, tmp_path):
     run = tmp_path / "run"
     for processes, steps in ((before, 2), (after, 4)):

@@ -10,6 +10,7 @@ import pytest
 
 from dinov2.utils.config import to_yaml
 
+pytestmark = pytest.mark.slow
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -52,7 +53,6 @@ def test_sigterm_to_torchrun_saves_the_last_step(small, tmp_path):
     assert code == 1  # torchrun's own
 
 
-@pytest.mark.slow
 def test_sigusr2_to_torchrun_saves_where_it_is_told_to_pass_it_on(small, tmp_path):
     shown = subprocess.run([*TORCHRUN, "--help"], capture_output=True, text=True, check=True).stdout
     if "--signals-to-handle" not in shown:
