@@ -7,10 +7,13 @@ like the student and gets no gradients.
 """
 
 import os
+from collections.abc import Sequence
+from datetime import timedelta
 from shutil import which
 from typing import Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -35,11 +38,24 @@ def float32_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, SelectiveScan | HydraScan | EinFFT)]
 
 
-def resolve_strategy(strategy: str, processes: int) -> Strategy:
-    """Return the strategy to use with so many processes: one has nothing to share, `auto` means `fsdp` for several.
+def node_sizes(local_size: int) -> list[int]:
+    """Return the numbers of processes that nodes have, from the smallest, given this node's; all processes must ask."""
+    return sorted({int(size) for size in gather_vectors(torch.tensor([local_size])).flatten()})
+
+
+def resolve_strategy(strategy: str, processes: int, sizes: Sequence[int]) -> Strategy:
+    """Return the strategy to use with so many processes; one has nothing to share.
+
+    `auto` shards within a node, where links are fast, and sends gradients only between nodes (docs/scaling.md): `fsdp`
+    on one node, `hsdp` on several that have equally many processes, `ddp` where they have one each or unequally many.
+
+    Args:
+        strategy: the configuration's.
+        processes: on all nodes.
+        sizes: the numbers of processes that nodes have, from the smallest; several where these differ.
 
     Raises:
-        ConfigError: `none` with several processes.
+        ConfigError: `none` with several processes; `hsdp` on nodes of unequal numbers of processes.
     """
     if processes == 1:
         return "none"
@@ -48,7 +64,16 @@ def resolve_strategy(strategy: str, processes: int) -> Strategy:
             f"parallel.strategy = none: {processes} processes were started, each would train a model of its own; use "
             "auto, ddp, fsdp or hsdp"
         )
-    return cast(Strategy, "fsdp" if strategy == "auto" else strategy)
+    if strategy == "hsdp" and len(sizes) > 1:
+        raise ConfigError(
+            f"parallel.strategy = hsdp: some nodes have {sizes[0]} processes, others {sizes[-1]}; start as many on "
+            "every node, or use ddp or fsdp"
+        )
+    if strategy != "auto":
+        return cast(Strategy, strategy)
+    if sizes[-1] == processes:
+        return "fsdp"
+    return "hsdp" if len(sizes) == 1 and sizes[0] > 1 else "ddp"
 
 
 def parallelize(
@@ -64,11 +89,9 @@ def parallelize(
         local_size: processes on this node, the size of a group that shards with `hsdp`.
 
     Raises:
-        ConfigError: see `resolve_strategy`; nodes of unequal numbers of processes with `hsdp`; no compiler to compile.
+        ConfigError: see `resolve_strategy`; no compiler to compile.
     """
-    strategy = resolve_strategy(section.strategy, world_size())
-    if strategy == "hsdp":
-        _require_equal_nodes(local_size)
+    strategy = resolve_strategy(section.strategy, world_size(), node_sizes(local_size))
     if section.compile and device.type == "cpu" and not (os.environ.get("CXX") or which("g++") or which("clang++")):
         raise ConfigError(
             "parallel.compile = true: on a CPU torch.compile needs a C++ compiler, and there is no g++ or clang++ (nor "
@@ -86,9 +109,10 @@ def parallelize(
             arch, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
     if strategy != "none":
-        shape = (world_size(),) if strategy == "fsdp" else (world_size() // local_size, local_size)
-        names = ("shard",) if strategy == "fsdp" else ("replicate", "shard")
-        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        if strategy == "fsdp":
+            mesh = init_device_mesh(device.type, (world_size(),), mesh_dim_names=("shard",))
+        else:
+            mesh = hsdp_mesh(device.type, local_size, timedelta(minutes=section.timeout_minutes))
         reduce_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[section.reduce_dtype]
         policy = MixedPrecisionPolicy(param_dtype, reduce_dtype or (torch.float32 if param_dtype else None))
         for modules in (arch.student, arch.teacher):
@@ -100,14 +124,14 @@ def parallelize(
     return arch
 
 
-def _require_equal_nodes(local_size: int) -> None:
-    """Raise ConfigError, on all processes, unless every node has as many of them."""
-    sizes = sorted({int(size) for size in gather_vectors(torch.tensor([local_size])).flatten()})
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"parallel.strategy = hsdp: some nodes have {sizes[0]} processes, others {sizes[-1]}; start as many on "
-            "every node, or use fsdp"
-        )
+def hsdp_mesh(device_type: str, local_size: int, timeout: timedelta) -> DeviceMesh:
+    """Return the mesh (nodes, processes of a node); collectives along its axes wait for `timeout` at most."""
+    ranks = torch.arange(world_size()).view(-1, local_size)  # (nodes, processes of a node)
+    # init_device_mesh would make groups with PyTorch's own timeout.
+    shards, _ = dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timeout)
+    copies, _ = dist.new_subgroups_by_enumeration(ranks.T.tolist(), timeout=timeout)
+    groups = cast(list[dist.ProcessGroup], [copies, shards])  # every process is in one of each
+    return DeviceMesh.from_group(groups, device_type, ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def shard_axis(shape: tuple[int, ...], shards: int) -> int:

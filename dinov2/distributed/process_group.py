@@ -1,10 +1,12 @@
 """The process group of a run: made from a `Launch`, ended without waiting for processes that will never come.
 
-A rank that fails writes who it is, where and why into the store in which all ranks have met, before it goes. The others
-notice by a broken or timed-out collective, which says nothing of the cause, and can then name the first to fail.
+The ranks meet in a store first, and learn there what device each of them has found: only then do they make a group.
+A rank that fails later writes who it is, where and why into the store, before it goes. The others notice by a broken or
+timed-out collective, which says nothing of the cause, and can then name the first to fail.
 """
 
 import faulthandler
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -14,17 +16,24 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.elastic.utils.store import synchronize
 from torch.distributed.rendezvous import rendezvous
 
 from dinov2.distributed.launch import Launch, LaunchError
+from dinov2.utils.devices import device_type
+from dinov2.utils.errors import UserError
 
 logger = logging.getLogger("dinov2")
 FAILURE = "first_failure"
 EXIT_SECONDS = 60.0
 
 
+class DeviceError(LaunchError):
+    """Some process has not the device it should have; all processes raise the same."""
+
+
 @contextmanager
-def process_group(launch: Launch, device_type: str, timeout_minutes: float = 30.0) -> Iterator[torch.device]:
+def process_group(launch: Launch, device_name: str, timeout_minutes: float = 30.0) -> Iterator[torch.device]:
     """Provide this process's device with, when there are several processes, a process group around the block.
 
     The block ends on all ranks together (a barrier). When it raises, nothing is awaited: the failure is logged with its
@@ -34,21 +43,23 @@ def process_group(launch: Launch, device_type: str, timeout_minutes: float = 30.
 
     Args:
         launch: what `find_launch` returned.
-        device_type: "cuda" (NCCL, with gloo for tensors on the CPU) or "cpu" (gloo).
+        device_name: "cuda" (NCCL, with gloo for tensors on the CPU), "cpu" (gloo) or "auto", CUDA where there is any.
         timeout_minutes: how long the processes wait for each other at the start and in any collective.
 
     Yields:
         the CPU, or this process's CUDA device, which is also made the current one.
 
     Raises:
-        LaunchError: there are more processes than CUDA devices on this node.
+        UserError: this one process has no such device.
+        DeviceError: there are more processes than CUDA devices on a node, none where there should be, or some processes
+            found CUDA and others did not.
     """
-    device = _device(launch, device_type)
     if launch.world_size == 1:
-        yield device
+        yield _device(launch, device_name)
         return
     timeout = timedelta(minutes=timeout_minutes)
     store = _meet(launch, timeout)
+    device = _device_like_all(launch, store, device_name, timeout)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=PrefixStore("group", store),
@@ -68,9 +79,36 @@ def process_group(launch: Launch, device_type: str, timeout_minutes: float = 30.
     dist.destroy_process_group()
 
 
-def _device(launch: Launch, device_type: str) -> torch.device:
-    if device_type != "cuda":
-        return torch.device(device_type)
+def _device_like_all(launch: Launch, store: Store, name: str, timeout: timedelta) -> torch.device:
+    """Return this process's device, after all processes have told each other theirs.
+
+    Raises:
+        DeviceError: some process has none, or one of another type; on all processes.
+    """
+    device, problem = torch.device("cpu"), ""
+    try:
+        device = _device(launch, name)
+    except UserError as error:
+        problem = str(error)
+    told = json.dumps([str(launch), device.type, problem]).encode()
+    answers = synchronize(store, told, launch.rank, launch.world_size, "device/", timeout.total_seconds())
+    found = [json.loads(answer) for answer in answers]
+    for where, _, problem in found:
+        if problem:
+            raise DeviceError(f"{where}: {problem}")
+    (first, first_type, _), *others = found
+    for where, kind, _ in others:
+        if kind != first_type:
+            raise DeviceError(
+                f"train.device = {name}: {first} found {first_type}, but {where} found {kind}; leave out the node "
+                "whose CUDA driver does not answer, or give train.device=cpu for all"
+            )
+    return device
+
+
+def _device(launch: Launch, name: str) -> torch.device:
+    if device_type(name) != "cuda":
+        return torch.device("cpu")
     count = torch.cuda.device_count()
     # Slurm may show each task only the device that is bound to it.
     index = 0 if count == 1 and launch.source == "slurm" else launch.local_rank

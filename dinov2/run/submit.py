@@ -13,7 +13,8 @@ from dinov2.run.executor import Resources, deaf_to_ctrl_c, start_jobs
 from dinov2.run.options import build_parser
 from dinov2.run.task import PretrainTask, TaskFailedError
 from dinov2.train.batch_plan import BatchPlan
-from dinov2.train.run_folder import check_run_folder
+from dinov2.train.requeue import check_stop_before
+from dinov2.train.run_folder import check_run_folder, keep_global_batch
 from dinov2.utils.config import load_config
 from dinov2.utils.errors import UserError
 from dinov2.utils.schema import SSLConfig
@@ -64,7 +65,10 @@ def make_tasks(args: argparse.Namespace, processes: int) -> list[PretrainTask]:
     tasks = []
     for config in configs:
         run = output / config.stem if args.array_of_configs else output
-        _check(load_config(str(config), opts), run, processes, args.force)
+        loaded = load_config(str(config), opts)
+        if args.cluster == "slurm":
+            check_stop_before(loaded.train.stop_before_minutes, args.time)
+        _check(loaded, run, processes, args.force)
         force = ["--force"] if args.force else []
         tasks.append(PretrainTask(("--config-file", str(config), "--output-dir", str(run), *force, *opts)))
     return tasks
@@ -72,7 +76,8 @@ def make_tasks(args: argparse.Namespace, processes: int) -> list[PretrainTask]:
 
 def _check(config: SSLConfig, run: Path, processes: int, force: bool) -> None:
     """Raise UserError as the training program would in its processes, wherever their devices and data do not matter."""
-    resolve_strategy(config.parallel.strategy, processes)
+    resolve_strategy(config.parallel.strategy, processes, [processes])  # all nodes alike, however many
+    keep_global_batch(run, config.train)
     config.train.global_batch_size = BatchPlan.from_config(config.train, config.optim, processes).global_batch
     check_run_folder(run, config, force)
 

@@ -3,9 +3,11 @@
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Mapping
 
 from dinov2.train.interrupt import StopReason
+from dinov2.utils.errors import ConfigError
 
 logger = logging.getLogger("dinov2")
 MAX_RESTARTS = 50
@@ -27,15 +29,36 @@ def job_deadline(environ: Mapping[str, str], stop_before_minutes: float) -> floa
 
     It is `stop_before_minutes` before the job's end, which Slurm gives in SLURM_JOB_END_TIME (since 23.02) or by
     squeue. None as well for `stop_before_minutes` 0, and for a job without end.
+
+    Raises:
+        ConfigError: it is no later than the job's beginning (SLURM_JOB_START_TIME, else now).
     """
     job = job_name(environ)
-    if not job or stop_before_minutes <= 0:
+    if stop_before_minutes <= 0:
+        return None
+    if not job:
+        logger.warning("train.stop_before_minutes = %g has no effect: this is no Slurm job", stop_before_minutes)
         return None
     end = environ.get("SLURM_JOB_END_TIME") or _ask_squeue(job, "%e", SLURM_TIME_FORMAT="%s")
     if not end.isdigit():
         logger.warning("Slurm does not say when job %s ends (%r): train.stop_before_minutes has no effect", job, end)
         return None
+    begin = float(environ.get("SLURM_JOB_START_TIME") or time.time())
+    check_stop_before(stop_before_minutes, (float(end) - begin) / 60)
     return float(end) - 60 * stop_before_minutes
+
+
+def check_stop_before(stop_before_minutes: float, limit_minutes: float) -> None:
+    """Check that a job with this time limit has time to train before it is to stop.
+
+    Raises:
+        ConfigError: it would stop at its beginning, and again whenever it comes back from the queue.
+    """
+    if stop_before_minutes >= limit_minutes:
+        raise ConfigError(
+            f"train.stop_before_minutes = {stop_before_minutes:g}: must be less than the job's time limit, "
+            f"{round(limit_minutes, 1):g} minutes; lower it, or ask for more time"
+        )
 
 
 def requeue_if_slurm(reason: StopReason, rank: int, environ: Mapping[str, str]) -> bool:

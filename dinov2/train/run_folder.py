@@ -1,6 +1,7 @@
 """The output folder of a run: `config.yaml` first, `dataset.json` with it, and never two runs in one folder."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dinov2.train.run_lock import LOCK_FILE
 from dinov2.utils.config import config_from_dict, config_to_dict, differing_keys, read_yaml, to_yaml
 from dinov2.utils.errors import ConfigError, RunFolderError
 from dinov2.utils.files import write_text
-from dinov2.utils.schema import SSLConfig
+from dinov2.utils.schema import SSLConfig, TrainSection
 
 DATASET_FILE = "dataset.json"
 # Keys that do not change what is computed, and may differ when a run goes on.
@@ -33,6 +34,18 @@ FREE_KEYS = frozenset(
     }
 )
 FREE_SECTIONS = ("kernels.", "parallel.")  # how it is computed, not what
+
+
+def keep_global_batch(folder: Path, train: TrainSection) -> None:
+    """Without a `train.global_batch_size`, set it to that of the run in the folder, if there is one.
+
+    Otherwise the same command on fewer processes would go on with a smaller batch. A configuration there that cannot be
+    used is left to `check_run_folder`.
+    """
+    path = folder / "config.yaml"
+    if train.global_batch_size is None and path.is_file():
+        with suppress(ConfigError):
+            train.global_batch_size = config_from_dict(read_yaml(path)).train.global_batch_size
 
 
 def check_run_folder(folder: Path, config: SSLConfig, force: bool = False) -> None:

@@ -121,9 +121,11 @@ class TrainStep:
         return norms
 
     def _report(self, tensors: dict[str, Tensor], feed: BatchFeed) -> StepReport:
-        own = [*(tensor.double() for tensor in tensors.values())]
+        if self.scaler.is_enabled():  # asked for its scale, the scaler would wait for the device
+            tensors = tensors | {"loss_scale": self.scaler.scale(tensors["total_loss"].new_ones(()))}
+        own = torch.stack([tensor.double() for tensor in tensors.values()])
         flags = [float(feed.failure is not None), float(self.stop_code()), feed.seconds_waited]
-        vector = torch.cat([torch.stack(own), own[0].new_tensor(flags)])
+        vector = torch.cat([own, torch.tensor(flags, dtype=own.dtype).to(own.device, non_blocking=True)])
         rows = gather_vectors(vector).tolist()  # processes x values
         failed = [rank for rank, row in enumerate(rows) if row[-3]]
         columns = dict(zip(tensors, zip(*rows, strict=True), strict=False))
@@ -136,7 +138,6 @@ class TrainStep:
         numbers["data_seconds"] = max(row[-1] for row in rows)
         overflow = False
         if self.scaler.is_enabled():
-            numbers["loss_scale"] = self.scaler.get_scale()
             norms_only = all(name.startswith("grad_norm_") for name in bad)
             overflow = bool(bad) and norms_only and numbers["loss_scale"] > SMALLEST_SCALE
         return StepReport(

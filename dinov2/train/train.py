@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dinov2.distributed.env import rank
 from dinov2.distributed.launch import find_launch
-from dinov2.distributed.process_group import process_group
+from dinov2.distributed.process_group import DeviceError, process_group
 from dinov2.train.interrupt import StopRequest
 from dinov2.train.replay import replay
 from dinov2.train.trainer import Trainer
 from dinov2.utils.config import load_config
-from dinov2.utils.devices import device_type
 from dinov2.utils.errors import DivergenceError, UserError
 from dinov2.utils.schema import SSLConfig
 
@@ -39,6 +39,11 @@ The same command run again goes on where the run stopped. On SIGTERM, SIGUSR1, S
 the end of the step; under Slurm the job then goes back to the queue, but not on Ctrl-C. Exit codes: 0 finished (with
 --replay: all is finite); 1 the loss diverged (something is not finite); 2 something given is wrong; 124 the job's time
 was nearly over; 130, 138, 140, 143 stopped by Ctrl-C, SIGUSR1, SIGUSR2, SIGTERM, with the state saved.
+
+torchrun passes SIGTERM and SIGINT on to its processes, kills those that have not saved and ended within 30 seconds, and
+has exit codes of its own. SIGUSR1 and SIGUSR2 end torchrun itself and leave its processes behind, unless it is told to
+pass them on as well: torchrun --signals-to-handle SIGTERM,SIGINT,SIGUSR1,SIGUSR2 --shutdown-timeout 120 ... (seconds to
+save; older releases of PyTorch have neither option). Under srun and submitit every process gets the signals itself.
 """
 
 
@@ -83,17 +88,20 @@ def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> 
             config.train.output_dir = args.output_dir
         return train(config, args.force, stop)
     except (UserError, OSError) as error:
-        if not _is_follower():
-            print(f"error: {error}", file=sys.stderr)
+        follower = _follower()
+        # In a group rank 0 speaks for all, and what only one rank knows is in its log; before, each is on its own.
+        if not follower or (rank() == 0 and not isinstance(error, DeviceError)):
+            print(f"error{follower}: {error}", file=sys.stderr)
         return 1 if isinstance(error, DivergenceError) else 2
 
 
-def _is_follower() -> bool:
-    """Tell whether another process prints what all of them would; what only one knows is in its log."""
+def _follower() -> str:
+    """Return which rank this process was started as, and where; '' for rank 0."""
     try:
-        return find_launch(os.environ).rank > 0
+        launch = find_launch(os.environ)
     except UserError:
-        return False
+        return ""
+    return f" ({launch})" if launch.rank else ""
 
 
 def train(config: SSLConfig, force: bool = False, stop: StopRequest | None = None) -> int:
@@ -111,5 +119,5 @@ def train(config: SSLConfig, force: bool = False, stop: StopRequest | None = Non
         logging.getLogger("dinov2").setLevel(logging.ERROR)
         logging.getLogger("dinov2.data").setLevel(logging.WARNING)
     timeout = config.parallel.timeout_minutes
-    with process_group(launch, device_type(config.train.device), timeout) as device:
+    with process_group(launch, config.train.device, timeout) as device:
         return Trainer(config, Path(config.train.output_dir), force, device, launch.local_world_size).run(stop)

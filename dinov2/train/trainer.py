@@ -17,7 +17,7 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
 from dinov2.distributed.env import all_reduce_max, rank, world_size
-from dinov2.distributed.parallelize import parallelize, resolve_strategy
+from dinov2.distributed.parallelize import node_sizes, parallelize, resolve_strategy
 from dinov2.distributed.training_state import TrainingState
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
@@ -31,7 +31,7 @@ from dinov2.train.interrupt import StopReason, StopRequest
 from dinov2.train.optim import build_optimizer
 from dinov2.train.precision import Precision
 from dinov2.train.requeue import job_deadline, requeue_if_slurm
-from dinov2.train.run_folder import check_run_folder, check_same_data, write_config, write_dataset
+from dinov2.train.run_folder import check_run_folder, check_same_data, keep_global_batch, write_config, write_dataset
 from dinov2.train.run_lock import run_lock
 from dinov2.train.schedules import Schedules, StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
@@ -67,6 +67,7 @@ class Trainer:
         if train.num_threads:
             torch.set_num_threads(train.num_threads)
         force_backends(asdict(config.kernels))
+        keep_global_batch(folder, train)
         self.plan = BatchPlan.from_config(train, config.optim, world_size())
         train.global_batch_size = self.plan.global_batch
         self.dataset = _open_dataset(train.dataset_path)
@@ -85,6 +86,7 @@ class Trainer:
             _load_pretrained(self.arch, config)
         self.arch.to(self.device).train()
         self.precision = Precision.from_name(config.compute_precision.dtype, self.device)
+        self.strategy = resolve_strategy(config.parallel.strategy, world_size(), node_sizes(local_size))
         objective = parallelize(self.arch, config.parallel, self.device, self.precision.lowered, local_size)
         if rank():
             torch.manual_seed(train.seed + rank())  # processes drop other paths
@@ -121,13 +123,14 @@ class Trainer:
             return self._run(request)
 
     def _run(self, stop: StopRequest) -> int:
+        deadline = job_deadline(os.environ, self.config.train.stop_before_minutes)
         step = start = self.checkpointer.restore(self.state)
         end = min(self.schedules.total_steps, self.config.train.max_steps or self.schedules.total_steps)
         if rank() == 0:
             write_config(self.folder, self.config)
             write_dataset(self.folder, self.dataset)
         self._announce(start, end)
-        stop.stop_at(job_deadline(os.environ, self.config.train.stop_before_minutes))
+        stop.stop_at(deadline)
         self.step.stop_code = stop.code
         stopped = StopReason(int(all_reduce_max(torch.tensor(stop.code()))))  # it may have come during the set-up
         feed, clock = BatchFeed(iter(self._batches(start))), StepClock(self.plan.global_batch)
@@ -157,6 +160,11 @@ class Trainer:
             del feed  # ends the loader's workers
             self._save_finally(step)  # still deaf to further signals
         if step < end:
+            if stopped == StopReason.DEADLINE and step == start:  # it would come back from the queue again and again
+                raise ConfigError(
+                    f"train.stop_before_minutes = {self.config.train.stop_before_minutes:g}: that moment came before a "
+                    "step could be taken; lower it, or ask for more time"
+                )
             logger.warning("stopped at step %d of %d; run the same command again to go on", step, end)
             requeue_if_slurm(stopped, rank(), os.environ)
             return stopped.exit_code
@@ -247,7 +255,7 @@ class Trainer:
             global_batch_size=self.plan.global_batch,
             parameters=sum(p.numel() for p in self.arch.student_backbone.parameters()),
             processes=world_size(),
-            strategy=resolve_strategy(self.config.parallel.strategy, world_size()),
+            strategy=self.strategy,
         )
 
 

@@ -87,10 +87,12 @@ def _range_problems(config: SSLConfig) -> list[str]:
         "crops.blur_sigma": crops.blur_sigma[0],
         "evaluation.eval_period_iterations": config.evaluation.eval_period_iterations,
         "crops.normalize.std": min(crops.normalize.std),
+        "parallel.timeout_minutes": config.parallel.timeout_minutes,
     }
     not_negative = {
         "train.num_workers": train.num_workers,
         "train.max_skipped_steps": train.max_skipped_steps,
+        "train.stop_before_minutes": train.stop_before_minutes,
         "crops.local_crops_number": crops.local_crops_number,
         "optim.warmup_epochs": optim.warmup_epochs,
         "optim.freeze_last_layer_epochs": optim.freeze_last_layer_epochs,

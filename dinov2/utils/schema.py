@@ -56,7 +56,7 @@ class TrainSection:
     dataset_path: str = ""
     output_dir: str = "."
     batch_size_per_gpu: int = 64
-    global_batch_size: int | None = None  # None: batch_size_per_gpu on every process
+    global_batch_size: int | None = None  # None: as the run began, with batch_size_per_gpu on every process
     seed: int = 0
     num_workers: int = 10
     OFFICIAL_EPOCH_LENGTH: int = 493

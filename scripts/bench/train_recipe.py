@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import nn
@@ -10,9 +11,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from dinov2.data.collate import MultiCropBatch
 from dinov2.data.masking import global_batch_masks
 from dinov2.models.flops import count_flops
-from dinov2.train.optim import apply_schedule, build_optimizer
+from dinov2.train.feed import BatchFeed
+from dinov2.train.optim import build_optimizer
+from dinov2.train.precision import Precision
 from dinov2.train.schedules import StepValues
 from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.train.step import TrainStep
 from dinov2.utils.config import config_from_dict
 from dinov2.utils.schema import SSLConfig
 
@@ -85,27 +89,16 @@ def make_batch(recipe: Recipe) -> MultiCropBatch:
 
 
 def make_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Callable[[], float]:
-    """Return a call that takes one optimiser step, from the batch to the teacher's update, and returns the loss."""
+    """Return a call that takes one step of the training program, from the batch to its report, and returns the loss."""
     torch.manual_seed(0)
     arch = SSLMetaArch(recipe.config()).to(device).train()
     for index, block in enumerate(arch.student_backbone.blocks if recipe.checkpointing else ()):
         arch.student_backbone.blocks[index] = checkpoint_wrapper(block)
     optimizer = build_optimizer(arch.student, recipe.config().optim)
-    batch = make_batch(recipe).to(device)
-
-    def step() -> float:
-        apply_schedule(optimizer, VALUES)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            parts = arch(batch, VALUES.teacher_temp)
-        parts["total_loss"].backward()
-        norms = [nn.utils.clip_grad_norm_(module.parameters(), CLIP) for module in arch.student.values()]
-        loss, *_ = torch.stack([parts["total_loss"].detach(), *norms]).tolist()  # what the log waits for
-        optimizer.step()
-        arch.update_teacher(VALUES.momentum)
-        return loss
-
-    return step
+    precision = Precision(dtype, device.type)
+    step = TrainStep(arch, arch, optimizer, precision, precision.scaler(), 1, CLIP, device)
+    feed = BatchFeed(repeat(make_batch(recipe).to(device)))
+    return lambda: step(feed, VALUES).numbers["total_loss"]
 
 
 def operations(recipe: Recipe) -> int:

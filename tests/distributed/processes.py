@@ -15,7 +15,7 @@ CONTEXT.set_forkserver_preload(["dinov2.train.train"])
 TIMEOUT = 300
 
 
-def run_ranks(program, processes, arguments, folder):
+def run_ranks(program, processes, arguments, folder, per_node=None):
     """Run `program(*arguments)`, which returns an exit code, in so many processes; return their codes and outputs.
 
     Args:
@@ -23,6 +23,7 @@ def run_ranks(program, processes, arguments, folder):
         processes: how many; one gets no variables of torchrun.
         arguments: for the program.
         folder: where the outputs are kept meanwhile.
+        per_node: of how many processes each is told that they share a node; None: of all.
     """
     port = free_port()
     logs = [Path(folder) / f"rank{rank}-{port}.log" for rank in range(processes)]
@@ -32,9 +33,9 @@ def run_ranks(program, processes, arguments, folder):
         if processes > 1:
             environ |= {
                 "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                "LOCAL_RANK": str(rank % (per_node or processes)),
                 "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(per_node or processes),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }

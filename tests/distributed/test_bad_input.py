@@ -31,7 +31,23 @@ def refused(command, tmp_path):
 @pytest.mark.parametrize("strategy", ["auto", "none", "ddp", "fsdp", "hsdp"])
 def test_one_process_has_nothing_to_share(strategy):
     """A configuration for a cluster also trains on a laptop."""
-    assert resolve_strategy(strategy, 1) == "none"
+    assert resolve_strategy(strategy, 1, [1]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("processes", "sizes", "expected"),
+    [(8, [8], "fsdp"), (2, [2], "fsdp"), (16, [8], "hsdp"), (4, [2], "hsdp"), (3, [1], "ddp"), (12, [4, 8], "ddp")],
+)
+def test_what_auto_means(processes, sizes, expected):
+    assert resolve_strategy("auto", processes, sizes) == expected
+    for strategy in ("ddp", "fsdp"):
+        assert resolve_strategy(strategy, processes, sizes) == strategy
+
+
+def test_hsdp_needs_equal_nodes():
+    assert resolve_strategy("hsdp", 8, [8]) == resolve_strategy("hsdp", 2, [1]) == "hsdp"
+    with pytest.raises(ConfigError, match="hsdp: some nodes have 4 processes, others 8; start as many on every node"):
+        resolve_strategy("hsdp", 12, [4, 8])
 
 
 def test_processes_that_share_nothing(command, tmp_path):

@@ -16,8 +16,8 @@ BACKBONES = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mv
 def write(small, tmp_path):
     """Return a function that writes a configuration of eight images a step for a run folder, and gives its path."""
 
-    def write(folder, steps, **sections):
-        train = {
+    def write(folder, steps, train=None, **sections):
+        train = (train or {}) | {
             "output_dir": str(folder),
             "batch_size_per_gpu": 8,
             "global_batch_size": 8,
@@ -32,8 +32,8 @@ def write(small, tmp_path):
     return write
 
 
-def train(processes, configs):
-    codes, outputs = run_ranks(train_ranks.main, processes, list(map(str, configs)), configs[0].parent)
+def train(processes, configs, per_node=None, program=train_ranks.main):
+    codes, outputs = run_ranks(program, processes, list(map(str, configs)), configs[0].parent, per_node)
     assert codes == [0] * processes, "\n".join(outputs)
 
 
@@ -57,30 +57,55 @@ def assert_same(folder, expected_folder):
 
 @pytest.mark.slow
 def test_any_number_of_processes_gives_the_same(write, tmp_path):
-    """All six backbones, 20 steps: 1 process, 2 with DDP, 2 and 4 with FSDP."""
-    launches = ("one", 1, "none"), ("ddp2", 2, "ddp"), ("fsdp2", 2, "fsdp"), ("fsdp4", 4, "fsdp")
-    check_equivalence(launches, BACKBONES, 20, write, tmp_path)
+    """All six backbones, 20 steps: 1 process, 2 and 4 with DDP and with FSDP."""
+    launches = ("one", 1, "none"), ("ddp2", 2, "ddp"), ("ddp4", 4, "ddp"), ("fsdp2", 2, "fsdp"), ("fsdp4", 4, "fsdp")
+    check_equivalence(launches, dict.fromkeys(BACKBONES, 20), write, tmp_path)
 
 
 def test_two_processes_give_the_same(write, tmp_path):
-    """Two backbones, which have every kind of block between them, 5 steps."""
+    """All six backbones, two steps; five for two that have every kind of block between them."""
     launches = ("one", 1, "none"), ("ddp2", 2, "ddp"), ("fsdp2", 2, "fsdp")
-    check_equivalence(launches, ("hydra_hybrid", "mvhybrid"), 5, write, tmp_path)
+    check_equivalence(launches, dict.fromkeys(BACKBONES, 2) | {"hydra_hybrid": 5, "mvhybrid": 5}, write, tmp_path)
 
 
-def check_equivalence(launches, backbones, steps, write, tmp_path):
+def check_equivalence(launches, steps, write, tmp_path):
+    """Train each backbone for its number of steps in each launch, of which the first is the one to be equal to."""
     for name, processes, strategy in launches:
-        folders = [tmp_path / f"{name}-{arch}" for arch in backbones]
+        folders = {arch: tmp_path / f"{name}-{arch}" for arch in steps}
         parallel = {"strategy": strategy}
         train(
             processes,
-            [
-                write(folder, steps, student={"arch": arch}, parallel=parallel)
-                for folder, arch in zip(folders, backbones, strict=True)
-            ],
+            [write(folders[arch], steps[arch], student={"arch": arch}, parallel=parallel) for arch in steps],
         )
-        for folder, arch in zip(folders, backbones, strict=True):
+        for arch, folder in folders.items():
             assert_same(folder, tmp_path / f"one-{arch}")
+
+
+def test_two_processes_give_the_same_with_each_way_to_targets_and_with_accumulation(write, tmp_path):
+    """Moving centres, one head for both losses, and two micro-batches a step, with DDP and with FSDP."""
+    variants = {
+        "centering": {"train": {"centering": "centering"}},
+        "shared": {"ibot": {"separate_head": False}},
+        "accumulated": {"optim": {"accumulate_steps": 2}},
+    }
+    launches = (("one", 1, train_ranks.like_two), ("ddp", 2, train_ranks.main), ("fsdp", 2, train_ranks.main))
+    for name, processes, program in launches:
+        parallel = {"strategy": "none" if name == "one" else name}
+        configs = [
+            write(tmp_path / f"{name}-{variant}", 3, student={"arch": "vit12"}, parallel=parallel, **sections)
+            for variant, sections in variants.items()
+        ]
+        train(processes, configs, program=program)
+        for variant in variants:
+            assert_same(tmp_path / f"{name}-{variant}", tmp_path / f"one-{variant}")
+    states = {variant: results(tmp_path / f"one-{variant}")[1] for variant in variants}
+    centers = {"centers.dino.center", "centers.ibot.center"}  # part of what was compared
+    assert centers <= states["centering"].keys()
+    assert all(states["centering"][name].abs().max() > 0 for name in centers)
+    assert not any("ibot_head" in name for name in states["shared"])
+    assert any("ibot_head" in name for name in states["centering"])
+    losses = [results(tmp_path / f"one-{variant}")[0][0]["total_loss"] for variant in variants]
+    assert len(set(losses)) == len(losses)  # each does something else
 
 
 @pytest.mark.parametrize(
@@ -96,10 +121,31 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, write, tm
     assert_same(split, whole)
 
 
+def test_two_processes_go_on_as_if_never_stopped(write, tmp_path):
+    """Three steps and three more are six in one go, bit by bit, though each process drops other paths in each step."""
+    student = {"arch": "vit12", "drop_path_rate": 0.3}
+    configs = [
+        write(tmp_path / f"{name}-{strategy}", steps, student=student, parallel={"strategy": strategy})
+        for strategy in ("ddp", "fsdp")
+        for name, steps in (("whole", 6), ("split", 3), ("split", 6))
+    ]
+    train(2, configs)
+    for strategy in ("ddp", "fsdp"):
+        (found, state), (expected, expected_state) = (
+            results(tmp_path / f"{name}-{strategy}") for name in ("split", "whole")
+        )
+        assert len(found) == 6
+        assert found == expected
+        assert state.keys() == expected_state.keys()
+        for name, tensor in expected_state.items():
+            assert torch.equal(state[name], tensor), f"{strategy}: {name}"
+
+
 @pytest.mark.slow
 def test_options_of_the_parallel_section_change_nothing(write, tmp_path):
-    """hsdp over 2 x 2, activation checkpointing, gathered parameters kept: the same losses."""
+    """Two nodes of two processes, activation checkpointing, gathered parameters kept: the same losses."""
     train(1, [write(tmp_path / "one", 5)])
-    options = {"strategy": "hsdp", "activation_checkpointing": True, "reshard_after_forward": False}
-    train(4, [write(tmp_path / "hsdp", 5, parallel=options)])
+    options = {"strategy": "auto", "activation_checkpointing": True, "reshard_after_forward": False}
+    train(4, [write(tmp_path / "hsdp", 5, parallel=options)], per_node=2)
     assert_same(tmp_path / "hsdp", tmp_path / "one")
+    assert json.loads((tmp_path / "hsdp" / "run.json").read_text())["strategy"] == "hsdp"

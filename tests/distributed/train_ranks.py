@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dinov2.data import samplers
 from dinov2.distributed.env import rank
 from dinov2.distributed.launch import find_launch
 from dinov2.distributed.process_group import process_group
@@ -31,6 +32,20 @@ def _double(batch):
         local_crops=batch.local_crops.double(),
         mask_weights=batch.mask_weights.double(),
     )
+
+
+def like_two(*config_files: str) -> int:
+    """Train in one process whose two micro-batches a step hold what those of two processes hold together."""
+    whole = samplers.RankBatchSampler.positions
+
+    def positions(self, step):
+        """Return the first micro-batch of the one process, that of the other, then their second ones."""
+        given = whole(self, step)
+        size = len(given) // 4
+        return [given[start + i] for start in (0, 2 * size, size, 3 * size) for i in range(size)]
+
+    samplers.RankBatchSampler.positions = positions
+    return main(*config_files)
 
 
 def main(*config_files: str) -> int:

@@ -117,6 +117,8 @@ def test_what_would_fail_when_the_job_begins_fails_now(sbatch, recipe, tmp_path,
     assert message in capsys.readouterr().err
     assert main([*command, "parallel.strategy=none"]) == 2
     assert "parallel.strategy = none: 24 processes were started" in capsys.readouterr().err
+    assert main([*command, "--time", "1:00:00", "train.stop_before_minutes=60"]) == 2
+    assert "train.stop_before_minutes = 60: must be less than the job's time limit, 60" in capsys.readouterr().err
     assert not run.exists()
     config = load_config(str(recipe), ["train.global_batch_size=96", "optim.base_lr=0.1"])
     write_config(run, config)

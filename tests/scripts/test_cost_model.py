@@ -1,6 +1,8 @@
 """The cost model against the code that trains: collectives of a real step, operations, memory, and its page."""
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 import warnings
@@ -190,21 +192,88 @@ def test_prediction_with_a_perfect_network_is_computation(cost, small):
     assert slow.seconds(overlap=False) > slow.seconds(overlap=True)
 
 
-def test_the_page_shows_what_the_program_says(cost, tmp_path, capsys):
-    page = tmp_path / "scaling.md"
+@pytest.fixture(scope="module")
+def predicted(cost, tmp_path_factory):
+    """What the program writes into a copy of the page, into its JSON file, and to the terminal."""
+    folder = tmp_path_factory.mktemp("predicted")
+    page, out, shown = folder / "scaling.md", folder / "out.json", io.StringIO()
     page.write_text((ROOT / "docs" / "scaling.md").read_text())
-    out = tmp_path / "out.json"
-    run = cost.common.run
-    assert run(cost.cost_model.program, ["--write", str(page), "--json", str(out)]) == 0
-    assert page.read_text() == (ROOT / "docs" / "scaling.md").read_text(), (
+    with contextlib.redirect_stdout(shown):
+        assert cost.common.run(cost.cost_model.program, ["--write", str(page), "--json", str(out)]) == 0
+    return page.read_text(), json.loads(out.read_text()), shown.getvalue()
+
+
+def test_the_page_shows_what_the_program_says(predicted):
+    page, content, shown = predicted
+    assert page == (ROOT / "docs" / "scaling.md").read_text(), (
         "renew it: python scripts/bench/cost_model.py --write docs/scaling.md"
     )
-    content = json.loads(out.read_text())
     assert {"machine", "command", "rows", "ratios"} <= set(content)
     assert content["machine"]["assumed"]["fraction"] == 0.4
     rows = [row for row in content["rows"] if row["strategy"] == "ddp" and row.get("gpus") == 256 and "sent_gb" in row]
     assert len(rows) == 12  # four models, three networks
-    assert f"{rows[0]['sent_gb']:.4g}" in capsys.readouterr().out
+    assert f"{rows[0]['sent_gb']:.4g}" in shown
+
+
+def test_the_text_of_the_page_agrees_with_its_tables(predicted):
+    page, content, _ = predicted
+    text = " ".join(page.split("## Tables")[0].split())
+    stored = {
+        (row["model"], row["strategy"], row["gpus"]): row for row in content["rows"] if "stored_gib" in row
+    }  # GiB
+    steps = {}
+    for row in content["rows"]:
+        if "sent_gb" in row:
+            steps.setdefault((row["model"], row["gpus"], row["node_gbit"]), {})[row["strategy"]] = row
+
+    def slower(first, second, fields=("step_ms_from", "step_ms_to"), of=steps):
+        """By how many percent steps of the first strategy take longer at most."""
+        return round(100 * max(of[key][first][f] / of[key][second][f] - 1 for key in of for f in fields))
+
+    ddp = [stored[name, "ddp", 8]["stored_gib"] for name in ("mvhybrid_small", "vit_large", "vit_giant2")]
+    small = {key: row for key, row in steps.items() if key[0] == "mvhybrid_small"}
+    assert slower("hsdp", "ddp") == slower("hsdp", "ddp", ["step_ms_to"], small)
+    several = {key: row for key, row in steps.items() if key[1] > 8}
+    at_400 = {("vit_giant2", 64, 400.0): steps["vit_giant2", 64, 400.0]}
+    best = slower("ddp", "fsdp, kept")
+    assert best == slower("ddp", "fsdp, kept", ["step_ms_from"], at_400)
+    gathers = next(line for line in page.splitlines() if line.startswith("| mvhybrid_small | 155 "))
+    sizes = dict(zip((1, 8, 16, 32, 64, 128, 256), gathers.split(" | ")[1:], strict=True))
+    assert sizes[1] == sizes[8] == sizes[16] == sizes[32]
+    for expected in (
+        "{:.1f} GiB for `mvhybrid_small`, {:.1f} GiB for `vit_large`, {:.1f} GiB for `vit_giant2`. It".format(*ddp),
+        f"nowhere in the tables below slower than `fsdp` or `hsdp` by more than {slower('ddp', 'fsdp')}%",
+        f"a step of `mvhybrid_small` takes up to {slower('hsdp', 'ddp')}% longer than with `ddp`",
+        f"nowhere slower than `fsdp` by more than {slower('hsdp', 'fsdp', of=several)}%",
+        f"fit ({stored['vit_giant2', 'fsdp, kept', 8]['gathered_gib']:.1f} GiB for `vit_giant2`)",
+        f"up to {best}% over `ddp`, for `vit_giant2` on 64 GPUs at 400 Gb/s",
+        f"student is {sizes[32]} MB on up to 32 GPUs, {sizes[64]} MB on 64 and {sizes[256].strip(' |')} MB on 256",
+    ):
+        assert expected in text
+    assert slower("ddp", "hsdp") <= slower("ddp", "fsdp")
+    for (model, gpus, _), row in steps.items():
+        if gpus == 8 or model.startswith("vit"):  # nothing is filled up
+            assert 1 - row["fsdp, kept"]["sent_gb"] / row["fsdp"]["sent_gb"] == pytest.approx(1 / 5, abs=0.02)
+
+
+def test_bytes_of_each_strategy_are_those_of_the_pages_table(cost):
+    """Of parameters without parts in float32, gathered by rings whose (n - 1) / n is taken out."""
+    values, nodes, per_node = 640, 2, 8
+    units = [cost.cost_units.Unit("a", ((values,),), trained, 2) for trained in (True, False)]
+
+    def parameters(strategy, reshard, inside=None):
+        messages = cost.cost_messages.parameter_messages(units[:1], units[1:], strategy, nodes, per_node, reshard)
+        sent = [m.sent * m.group.size / (m.group.size - 1) for m in messages if inside in (None, m.group.nodes == 1)]
+        return sum(sent) / values
+
+    assert parameters("ddp", False) == 8
+    assert parameters("fsdp", True) == 10
+    assert parameters("fsdp", False) == 8
+    assert parameters("hsdp", True, inside=True) == 10
+    assert parameters("hsdp", True, inside=False) == 8 / per_node
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "scaling.md").read_text().splitlines()]
+    told = {row[0]: row[-1].strip(" |") for row in rows if row[0].startswith(("| `ddp`", "| `fsdp`", "| `hsdp`"))}
+    assert list(told.values()) == ["8 P", "10 P", "8 P", "10 P inside, 8 P / G outside"]
 
 
 @pytest.mark.parametrize(

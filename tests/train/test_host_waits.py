@@ -1,15 +1,14 @@
-"""A step reads no number from the device: on a GPU each such read would make the host wait."""
+"""A step reads numbers from the device once, its report: on a GPU each such read makes the host wait."""
+
+from itertools import islice, product
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dinov2.data.datasets import make_dataset
-from dinov2.data.loaders import make_loader
 from dinov2.ops.dispatch import usable_backends
-from dinov2.train.optim import build_optimizer
-from dinov2.train.ssl_meta_arch import SSLMetaArch
+from dinov2.train.feed import BatchFeed
+from dinov2.train.trainer import Trainer
 
 READS = {"_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero", "unique_dim"}
 
@@ -32,26 +31,33 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("centering", ["centering", "sinkhorn_knopp"])
-@pytest.mark.parametrize("arch", ["vit12", "vim_einfft", "hydra_hybrid", "mvhybrid"])
-def test_the_compute_part_of_a_step_never_waits(small, arch, centering, monkeypatch):
+@pytest.mark.parametrize(
+    ("arch", "centering", "dtype"),
+    [
+        *product(["vit12", "vim_einfft", "hydra_hybrid", "mvhybrid"], ["centering", "sinkhorn_knopp"], ["fp32"]),
+        ("mvhybrid", "sinkhorn_knopp", "fp16"),
+    ],
+)
+def test_a_step_waits_for_its_report_alone(small, arch, centering, dtype, monkeypatch, tmp_path):
     student = {"arch": arch, "embed_dim": 32, "num_heads": 2, "depth": 2, "drop_path_rate": 0.2, "layerscale": 1.0}
-    config = small(student=student, train={"centering": centering})
-    model = SSLMetaArch(config).train()
-    optimizer = build_optimizer(model.student, config.optim)
-    dataset = make_dataset(config.train.dataset_path)
-    batch = next(iter(make_loader(dataset, config.crops, config.ibot, patch_size=16, global_batch_size=4, seed=0)))
+    optim = {"accumulate_steps": 2, "epochs": 4, "warmup_epochs": 1}
+    precision = {"dtype": dtype}
+    config = small(student=student, train={"centering": centering}, optim=optim, compute_precision=precision)
+    trainer = Trainer(config, tmp_path / "run")
+    if dtype == "fp16":  # a scale at which nothing overflows
+        trainer.state.scaler.load_state_dict(trainer.state.scaler.state_dict() | {"scale": 1.0})
+    feed = BatchFeed(iter(list(islice(trainer._batches(0), 4))))
     usable_backends("linear")  # tries oneDNN on a CPU, once
-    for method in ("tolist", "numpy"):  # on a CPU these run no operator
-        monkeypatch.setattr(torch.Tensor, method, None)
-    for _ in range(2):  # the first step makes the optimiser's state
+    tolist, lists = torch.Tensor.tolist, []
+    # On a CPU these run no operator.
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or tolist(tensor))
+    monkeypatch.setattr(torch.Tensor, "numpy", None)
+    for step in range(2):  # the first step makes the optimiser's state
+        lists.clear()
         with Reads() as reads:
-            optimizer.zero_grad(set_to_none=True)
-            model(batch, 0.05)["total_loss"].backward()
-            for module in model.student.values():
-                nn.utils.clip_grad_norm_(module.parameters(), 3.0)
-            optimizer.step()
-            model.update_teacher(0.99)
+            report = trainer.step(feed, trainer.schedules.at(step))
+        assert report.applied
+        assert len(lists) == 1
         assert {
             "native_layer_norm",
             "native_layer_norm_backward",

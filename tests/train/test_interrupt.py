@@ -9,6 +9,7 @@ import pytest
 from dinov2.train import interrupt
 from dinov2.train.interrupt import SIGNALS, StopReason, StopRequest
 from dinov2.train.requeue import job_deadline, requeue_if_slurm
+from dinov2.utils.errors import ConfigError
 
 JOB = {"SLURM_JOB_ID": "77"}
 
@@ -139,3 +140,18 @@ def test_the_end_of_a_job(slurm, caplog):
     slurm(end="N/A")
     assert job_deadline(JOB, 5) is None
     assert "train.stop_before_minutes has no effect" in caplog.text
+
+
+def test_a_job_too_short_to_stop_before_its_end_is_refused():
+    hour = {"SLURM_JOB_START_TIME": "2000000000", "SLURM_JOB_END_TIME": "2000003600"}
+    assert job_deadline(JOB | hour, 59) == 2000000060
+    message = r"train\.stop_before_minutes = 60: must be less than the job's time limit, 60 minutes"
+    with pytest.raises(ConfigError, match=message):
+        job_deadline(JOB | hour, 60)
+    with pytest.raises(ConfigError, match="stop_before_minutes = 5"):  # of an old Slurm, asked in the last minutes
+        job_deadline(JOB | {"SLURM_JOB_END_TIME": str(int(time.time()) + 200)}, 5)
+
+
+def test_outside_slurm_the_deadline_is_said_to_be_none(caplog):
+    assert job_deadline({}, 5) is None
+    assert "train.stop_before_minutes = 5 has no effect: this is no Slurm job" in caplog.text

@@ -5,9 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL
 
 from dinov2.data.datasets import make_dataset
 from dinov2.data.loaders import make_loader
+from dinov2.train import ssl_meta_arch
 from dinov2.train.ssl_meta_arch import SSLMetaArch
 
 
@@ -38,6 +40,16 @@ def cross_entropy(targets, scores):
 
 def array(tensor):
     return tensor.detach().double().numpy()
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_koleo_is_asked_for_as_configured(setup, monkeypatch, distributed):
+    asked = []
+    arch, batch = setup(dino=SMALL["dino"] | {"koleo_loss_distributed": distributed})
+    whole = ssl_meta_arch.koleo_loss
+    monkeypatch.setattr(ssl_meta_arch, "koleo_loss", lambda x, **options: asked.append(options) or whole(x, **options))
+    arch(batch, 0.05)
+    assert asked == [{"distributed": distributed}] * 2
 
 
 @pytest.mark.parametrize("separate", [True, False])

@@ -311,3 +311,15 @@ def test_a_stop_before_the_first_step_is_no_obstacle_either(small, tmp_path):
     assert (tmp_path / "parts" / "checkpoints" / "0").is_dir()
     Trainer(small(train={"max_steps": 3}), tmp_path / "parts").run()
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_deadline_before_the_first_step_ends_the_run_with_its_state_saved(small, tmp_path, monkeypatch):
+    """A job that went back to the queue then would come back to the same."""
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(time.time() - 600))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 300))
+    monkeypatch.setattr("dinov2.train.trainer.requeue_if_slurm", None)
+    trainer = Trainer(small(train={"stop_before_minutes": 6}), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"stop_before_minutes = 6: that moment came before a step could be taken"):
+        trainer.run()
+    assert trainer.checkpointer.iterations() == [0]

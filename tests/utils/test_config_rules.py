@@ -52,6 +52,8 @@ def lines_of(values):
             {"crops": {"normalize": "imagnet"}},
             "crops.normalize = 'imagnet': no known name; did you mean 'imagenet'? (known: lunit, imagenet)",
         ),
+        ({"train": {"stop_before_minutes": -1}}, "train.stop_before_minutes = -1.0: must not be negative"),
+        ({"parallel": {"timeout_minutes": 0}}, "parallel.timeout_minutes = 0.0: must be positive"),
         ({"data": {"augment": "gpu"}}, "data.augment = 'gpu': expected one of auto, device, worker"),
         ({"crops": {"blur_kernel": 8}}, "crops.blur_kernel = 8: must be odd; the nearest is 9"),
         (
