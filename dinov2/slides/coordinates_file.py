@@ -22,9 +22,10 @@ from dinov2.slides.reader import SlideReader
 from dinov2.utils.files import replacing
 
 _NUMBERS = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)
+_FILE_NUMBER = "slide_file_number"
 _ATTRIBUTES = (
     *("patch_size", "overlap", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
-    *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample"),
+    *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample", _FILE_NUMBER),
 )
 _MOST_PATCHES = 2**27  # of 1 GiB; a larger number is damage
 _FARTHEST = 2**31  # level-0 px
@@ -39,7 +40,7 @@ def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: 
         "patch_size_level0": geometry.patch_size_level0,
         "level0_magnification": geometry.level0_magnification,
         "target_magnification": geometry.target_magnification,
-        "overlap": geometry.overlap,
+        "overlap": max(geometry.overlap, 0),  # patches further apart than they are wide do not overlap
         "name": coordinates.name,
         "savetodir": str(folder),
         "level0_width": coordinates.size[0],
@@ -47,6 +48,8 @@ def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: 
         "level0_mpp": geometry.mpp0,
         "slide": coordinates.slide,
     }
+    if coordinates.file_number is not None:
+        attributes[_FILE_NUMBER] = coordinates.file_number
     if geometry.native:
         attributes |= {
             "patch_level": geometry.level,
@@ -91,6 +94,7 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
     try:
         geometry = _geometry(attributes, slide)
         size = (int(attributes.get("level0_width", 0)), int(attributes.get("level0_height", 0)))
+        number = int(attributes[_FILE_NUMBER]) if _FILE_NUMBER in attributes else None
     except KeyError as error:
         raise CoordinatesError(
             f"{path}: the attributes of coords have no {error}; there are {', '.join(sorted(attributes)) or 'none'}. "
@@ -101,7 +105,7 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise CoordinatesError(f"{path}: an attribute of coords is no number of its kind ({error}).") from error
     _check_geometry(path, geometry)
-    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry)
+    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry, file_number=number)
 
 
 def find_coordinates(folder: Path, name: str) -> Path:
