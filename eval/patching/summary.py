@@ -67,6 +67,7 @@ def _markdown(job: str, totals: Mapping[str, Any], settings: Mapping[str, Any], 
     ]
     order = sorted(states, key=lambda s: (ORDER.index(s.status), s.name))
     for s in order:
-        reason = s.reason.replace("|", "\\|").replace("\n", " ")
+        parts = (s.reason, f"other settings: {s.details['other_settings']}" if "other_settings" in s.details else "")
+        reason = "; ".join(filter(None, parts)).replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {s.name} | {s.status} | {s.patches} | {s.seconds:.2f} | {s.attempts} | {reason} |")
     return "\n".join(lines) + "\n"
