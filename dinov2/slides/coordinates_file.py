@@ -25,6 +25,7 @@ _NUMBERS = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)
 _FILE_NUMBER = "slide_file_number"
 _ATTRIBUTES = (
     *("patch_size", "overlap", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
+    *("patch_size_level0", "level_dim", "downsampled_level_dim"),
     *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample", _FILE_NUMBER),
 )
 _MOST_PATCHES = 2**27  # of 1 GiB; a larger number is damage
@@ -81,15 +82,30 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
         CoordinatesError: missing, unreadable, without `coords` or the attributes, with values that cannot be, or
             `slide` is needed.
     """
+    return interpret(path, *read_contents(path), slide)
+
+
+def read_contents(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Read the numbers `coords` (N, 2) of a file as they are stored, and those of their attributes that are numbers.
+
+    Raises:
+        CoordinatesError: missing, unreadable, or without `coords`.
+    """
     try:
         with h5py.File(path, "r") as file:
             dataset = file["coords"]
             if dataset.dtype.kind not in "iuf" or dataset.size > 2 * _MOST_PATCHES:
                 raise ValueError(f"coords are {dataset.dtype} {dataset.shape}, not numbers (N, 2)")
             stored = np.asarray(dataset[()]).reshape(-1, 2)
-            attributes = {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
+            return stored, {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
     except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
         raise CoordinatesError(f"{path}: not a readable coordinate file ({error}). Make it again.") from error
+
+
+def interpret(
+    path: Path, stored: NDArray[Any], attributes: Mapping[str, Any], slide: SlideReader | None = None
+) -> Coordinates:
+    """Return what the contents of a coordinate file mean; see `read_coordinates`."""
     coords = _whole(path, stored)
     try:
         geometry = _geometry(attributes, slide)

@@ -5,19 +5,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from eval.patching.locks import BusyError, alone
 from eval.patching.options import JOB, PatchOptions, SlideTask
 from eval.patching.presets import Preset
 from eval.patching.process_list import write_manifest, write_process_list
 from eval.patching.settings import differences, is_of, stored_preset
 from eval.patching.state import SlideState, read_states
-from eval.patching.summary import write_summary
+from eval.patching.summary import write_reports_alone, write_summary
 
 logger = logging.getLogger(__name__)
 
 PROCESS_LIST = "process_list_autogen.csv"  # CLAM's name
 MANIFEST = "slides.csv"
-_PATIENCE = 60.0  # seconds; others write reports, too
 
 
 def write_reports(
@@ -31,7 +29,7 @@ def write_reports(
     """Write process list, manifest and summary of all slides: of this call, of other shards, and of earlier calls.
 
     Slides of earlier calls are those that this one has not been given, as long as they and their files exist; those of
-    other settings are marked so. Where the reports cannot be written a warning says why.
+    other settings are marked so.
 
     Args:
         slides: name -> what this call, all shards of it, would do.
@@ -41,11 +39,7 @@ def write_reports(
         here: outcomes of this process.
         settings: recorded in the summary.
     """
-    try:
-        with alone(options.out / "state" / f".{JOB}.lock", f"the reports in {options.out}", _PATIENCE):
-            _write(slides, preset, kept, options, here, settings)
-    except (OSError, BusyError) as error:  # what the slides have come to must still be told
-        logger.warning("%s: the reports are not up to date: %s", options.out, error)
+    write_reports_alone(options.out, JOB, lambda: _write(slides, preset, kept, options, here, settings))
 
 
 def _write(

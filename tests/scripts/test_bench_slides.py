@@ -48,8 +48,8 @@ def test_patching(bench, tmp_path) -> None:
 
 def test_embed(bench, tmp_path) -> None:
     content = quick(bench, bench.embed.program, tmp_path, "--encoder", "color-stats")
-    assert [row["what"] for row in content["rows"]] == ["encoder alone", "end to end"]
-    assert set(content["ratios"]) == {"end to end over the encoder alone"}
+    assert [row["what"] for row in content["rows"]] == ["embed", "end to end"]
+    assert set(content["ratios"]) == {"end to end over embed"}
 
 
 def test_a_pyramid_holds_the_slides_tissue_at_every_level(bench, tmp_path) -> None:
