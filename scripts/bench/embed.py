@@ -7,6 +7,7 @@ measured; a slide's (opening it, asking for its state, the first batch) is.
 """
 
 import itertools
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,9 +26,10 @@ from dinov2.slides.coordinates import geometry_at_level
 from eval.embedding.loader import default_workers
 from eval.embedding.options import EmbedOptions, SlideToEmbed
 from eval.embedding.run import embed_slides
-from eval.embedding.sources import slide_source
+from eval.embedding.sources import PatchSource, slide_source
 from eval.embedding.work import autocast
-from eval.encoders import Encoder, make_encoder
+from eval.encoders import ColorStats, Encoder, make_encoder
+from eval.patching.pool import Finished, run_tasks
 from eval.torch_encoder import TorchEncoder
 
 EXAMPLES = """\
@@ -69,6 +71,33 @@ def end_to_end(encoder: Encoder, slide: Path, coordinates: Path, options: EmbedO
             raise WrongResultError(state.reason)
 
 
+def _grow(slide: Path, coordinates: Path, count: int, task: int, progress: Callable[[int], None]) -> list[float]:
+    """Embed a slide under `count` names in one job; resident memory in MiB when each is opened."""
+    sizes: list[float] = []
+
+    def opened() -> PatchSource:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * resource.getpagesize() / 2**20)
+        return slide_source("slide", slide, coordinates)
+
+    with tempfile.TemporaryDirectory() as folder:
+        slides = [SlideToEmbed(f"{number}", slide, opened) for number in range(count)]
+        embed_slides(ColorStats(), slides, EmbedOptions(Path(folder)), progress=False)
+    return sizes
+
+
+def measure_memory(slide: Path, coordinates: Path, count: int, report: Report) -> None:
+    """Memory of a job at a tenth of `count` slides and at the last: how much it has grown."""
+    *_, event = run_tasks(partial(_grow, slide, coordinates, count), [0], 1)
+    if not isinstance(event, Finished):
+        raise WrongResultError(str(event))
+    tenth = max(count // 10, 1)
+    early, late = event.result[tenth], event.result[-1]
+    report.rows.append({"encoder": "color-stats", "what": f"MiB at slide {tenth}", "mib": early})
+    report.rows.append({"encoder": "color-stats", "what": f"MiB at slide {count}", "mib": late})
+    report.ratios[f"memory at slide {tenth} over that at {count}"] = early / late
+
+
 def program(argv: Sequence[str] | None) -> None:
     """Measure what the command line asks for, and print and write the results."""
     parser = make_parser(__doc__ or "", EXAMPLES)
@@ -77,7 +106,8 @@ def program(argv: Sequence[str] | None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="patches a forward pass; default: 64")
     parser.add_argument("--size", type=int, default=8000, help="px of the generated slide; default: 8000")
     parser.add_argument("--workers", type=int, help="reading processes; default: as the command's")
-    args, options = parse(parser, argv, {"patches": 4, "batch": 2, "size": 1500})
+    parser.add_argument("--memory-slides", type=int, default=50, help="default: 50; 0 leaves memory out")
+    args, options = parse(parser, argv, {"patches": 4, "batch": 2, "size": 1500, "memory_slides": 2})
     precision = "bf16" if options.dtype == torch.bfloat16 else "fp32"
     workers = default_workers(args.device) if args.workers is None else args.workers
     encoder = make_encoder(args.encoder, device=args.device)
@@ -100,6 +130,8 @@ def program(argv: Sequence[str] | None) -> None:
         calls["end to end"] = partial(end_to_end, encoder, path, Path(folder) / "slide.h5", job)
         # All are timed by the wall clock: every batch comes back to the CPU.
         times = interleave(calls, torch.device("cpu"), options.repeats, options.seconds)
+        if args.memory_slides > 1:
+            measure_memory(path, Path(folder) / "slide.h5", args.memory_slides, report)
     for name, timing in times.items():
         rate = args.patches / timing.minimum
         row = {"encoder": args.encoder, "what": name, "patches_s": rate, "workers": workers}
