@@ -13,7 +13,7 @@ from dinov2.slides.errors import CoordinatesError, SlideError
 from dinov2.slides.magnification import magnification
 from dinov2.slides.reader import Size, SlideReader
 
-_ENDS = 4096  # bytes
+_ENDS = 4096  # bytes of a file's head and tail that tell it from others
 # A level this near to the target's pixel size is read as it is.
 _SAME = 0.005
 # Patches of a somewhat coarser slide are enlarged (0.23 um/px taken for 0.25, say); beyond, detail would be invented.
@@ -146,7 +146,7 @@ def read_patch(slide: SlideReader, geometry: Geometry, x: int, y: int) -> NDArra
 
 
 def file_number(path: Path) -> int:
-    """Return 60 bits of a hash of a slide file's length, head and tail: two slides of one size in px differ in it.
+    """Return 60 bits of a hash of a slide file's length, head and tail, which slides of one size in px hardly share.
 
     Cheap enough for every slide of a training run; a copy has the same.
     """
@@ -171,7 +171,7 @@ def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
             f"px, but {slide.path} has {slide.level_dimensions[0][0]} x {slide.level_dimensions[0][1]}. "
             "They belong to another slide: make them again."
         )
-    if coordinates.file_number not in (None, file_number(slide.path)):
+    if coordinates.file_number is not None and coordinates.file_number != file_number(slide.path):
         raise CoordinatesError(
             f"coordinates of {coordinates.name} were made for another file than {slide.path}: another slide of the "
             "same size in px, or another version of this one. Make them again: python -m eval.patches."

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,14 +39,12 @@ def read_ahead(items: Iterator[T], limit: int) -> Generator[T, None, None]:
     def work() -> None:
         end = _End()
         try:
-            for item in items:
-                if not put(item):
-                    break
-        except BaseException as error:
+            with closing(items) if isinstance(items, Generator) else nullcontext():
+                for item in items:
+                    if not put(item):
+                        break
+        except BaseException as error:  # whatever it is, the consumer must not wait for ever
             end = _End(error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
         put(end)
 
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)

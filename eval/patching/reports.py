@@ -53,13 +53,14 @@ def _write(
     known, tasks, marks = dict[str, SlideState](), dict(slides), dict[str, str]()
     for state in read_states(options.out, JOB):
         task, name = slides.get(state.name), state.name
-        if task is None and _exists(options, state):
-            tasks[name] = SlideTask(name, Path(state.slide), stored_preset(state))
+        if task is not None and name not in kept:
+            if is_of(options, task, state):
+                known[name] = state
+        elif _exists(options, state):
             known[name] = state
-        elif task is not None and (name in kept or is_of(options, task, state)):
-            known[name] = state
-        if name in known and (task is None or name in kept) and (mark := differences(options, preset, state)):
-            marks[name] = mark
+            marks[name] = differences(options, preset if task is None else task.preset, state)
+            if task is None:
+                tasks[name] = SlideTask(name, Path(state.slide), stored_preset(state))
     # Of a slide at which another process is, that one's word counts.
     known |= {name: state for name, state in here.items() if state.status != "running" or name not in known}
     tasks = {name: tasks[name] for name in sorted(tasks)}
@@ -70,7 +71,7 @@ def _write(
     write_manifest(options.out / MANIFEST, done)
     missing = [name for name in tasks if name not in known]
     states = [
-        replace(s, details={**s.details, "other_settings": marks[s.name]}) if s.name in marks else s for s in states
+        replace(s, details={**s.details, "other_settings": marks[s.name]}) if marks.get(s.name) else s for s in states
     ]
     write_summary(options.out, JOB, states, settings, missing)
     others = sum(bool(mark) for mark in done.values())

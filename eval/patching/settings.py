@@ -15,7 +15,6 @@ from eval.patching.presets import Preset
 from eval.patching.state import SlideState, job_key
 
 _OF_THE_PICTURE = ("vis_level", "line_thickness")
-_OF_THE_SLIDE = ("mpp", *_OF_THE_PICTURE)
 
 
 def task_settings(options: PatchOptions, task: SlideTask) -> dict[str, Any]:
@@ -59,11 +58,11 @@ def differences(options: PatchOptions, preset: Preset, state: SlideState) -> str
     """Return in words which settings of a stored outcome are others than these; empty where none is."""
     if not state.parameters:
         return "unknown settings"
+    if state.details.get("seg_level") == preset.seg_level:
+        preset = replace(preset, seg_level=stored_preset(state).seg_level)
     asked = {**options.settings(), **json.loads(json.dumps(asdict(preset)))}
-    other = {name: value for name, value in state.parameters.items() if name not in _OF_THE_SLIDE}
-    return " ".join(
-        f"{name}={json.dumps(other.get(name))}" for name in asked if name in other and other[name] != asked[name]
-    )
+    other = {name: value for name, value in state.parameters.items() if name in asked and name not in _OF_THE_PICTURE}
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in other.items() if value != asked[name])
 
 
 def _same_mpp(task: SlideTask, details: Mapping[str, Any]) -> bool:

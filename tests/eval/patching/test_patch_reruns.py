@@ -81,7 +81,7 @@ def test_an_edited_process_list_does_again_what_was_edited(slides, tmp_path) -> 
     for _ in range(2):
         assert patches(*command) == 0
         assert [p.stem for p, time in times(out, "patches").items() if time != before[p]] == ["s1"]
-        assert set(manifest(out)) == {"s0.tif", "s1.tif", "s2.tif"}
+        assert manifest(out) == {"s0.tif": "", "s1.tif": "", "s2.tif": ""}
         totals = json.loads((out / "patches_summary.json").read_text())["totals"]
         assert (totals["done"], totals["not_begun"]) == (3, 0)
     after = times(out, "patches")
