@@ -75,13 +75,13 @@ def _grow(slide: Path, coordinates: Path, count: int, task: int, progress: Calla
     """Embed a slide under `count` names in one job; resident memory in MiB when each is opened."""
     sizes: list[float] = []
 
-    def opened() -> PatchSource:
+    def opened(name: str) -> PatchSource:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes.append(pages * resource.getpagesize() / 2**20)
-        return slide_source("slide", slide, coordinates)
+        return slide_source(name, slide, coordinates)
 
     with tempfile.TemporaryDirectory() as folder:
-        slides = [SlideToEmbed(f"{number}", slide, opened) for number in range(count)]
+        slides = [SlideToEmbed(name, slide, partial(opened, name)) for name in map(str, range(count))]
         embed_slides(ColorStats(), slides, EmbedOptions(Path(folder)), progress=False)
     return sizes
 
