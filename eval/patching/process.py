@@ -118,36 +118,41 @@ def _process(options: PatchOptions, task: SlideTask, state: SlideState, progress
         check_whole(path)
         mpp0, by_default = _mpp0(task, slide)
         geometry = _geometry(options, slide, mpp0)
-        if missing & {"coords", "geojson", "overview"} or "contours" not in state.details:
-            tissue = segment(slide, task.preset)
+        again = missing & {"coords", "geojson", "overview"} or "contours" not in state.details
+        tissue = segment(slide, task.preset) if again else None
+        if tissue is not None and "coords" in missing:
             coordinates = _coordinates(options, task, slide, tissue, geometry)
-            details: dict[str, Any] = {
-                "mpp0": geometry.mpp0,
-                "mpp": geometry.mpp,
-                "level": geometry.level,
-                "native": geometry.native,
-                "seg_level": tissue.level,
-                "seg_downsample": tissue.downsample,
-                "contours": len(tissue.contours),
-                **({"default_mpp": task.default_mpp} if by_default else {}),
-            }
+        else:
+            coordinates = _new_coordinates(task, slide, read_coordinates(files["coords"]).coords, geometry)
+        if tissue is not None:
+            details = _details(geometry, tissue)
+            if by_default:
+                details["default_mpp"] = mpp0
             if "geojson" in missing:
                 write_geojson(files["geojson"], tissue)
             if "overview" in missing:
-                vis_level, thickness = drawing = drawn_with(task.preset)
+                vis_level, thickness = details["overview"] = drawn_with(task.preset)
                 write_overview(files["overview"], draw_overview(slide, tissue, coordinates, vis_level, thickness))
-                details["overview"] = drawing
             elif "overview" in state.details:
                 details["overview"] = state.details["overview"]
             state = replace(state, details=details)
-            if not len(coordinates):
-                size, test = geometry.patch_size_level0, task.preset.contour_fn
-                reason = tissue.reason or f"no patch of {size} level-0 px fits {test}"
-                return replace(state, status="empty", reason=reason)
-        else:
-            coordinates = _new_coordinates(task, slide, read_coordinates(files["coords"]).coords, geometry)
+        if tissue is not None and not len(coordinates):
+            size, test = geometry.patch_size_level0, task.preset.contour_fn
+            return replace(state, status="empty", reason=tissue.reason or f"no patch of {size} level-0 px fits {test}")
         _write(options, task.name, coordinates, slide, missing, progress)
     return replace(state, status="done", patches=len(coordinates))
+
+
+def _details(geometry: Geometry, tissue: Tissue) -> dict[str, Any]:
+    return {
+        "mpp0": geometry.mpp0,
+        "mpp": geometry.mpp,
+        "level": geometry.level,
+        "native": geometry.native,
+        "seg_level": tissue.level,
+        "seg_downsample": tissue.downsample,
+        "contours": len(tissue.contours),
+    }
 
 
 def _mpp0(task: SlideTask, slide: SlideReader) -> tuple[float, bool]:

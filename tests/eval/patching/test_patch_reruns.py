@@ -203,3 +203,13 @@ def test_the_cache_of_a_killed_run_is_removed(tmp_path) -> None:
             assert other.is_dir()
             assert not dead.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_blank_patches_are_not_looked_for_again(options, task, monkeypatch) -> None:
+    options = replace(options, drop_blank=True)
+    first = run(options, task)
+    (options.out / "masks" / "s0.jpg").unlink()
+    monkeypatch.setattr(process_module, "is_blank", lambda *_: pytest.fail("read all pixels again"))
+    again = run(options, task)
+    assert (again.status, again.patches, again.details) == ("done", first.patches, first.details)
+    assert (options.out / "masks" / "s0.jpg").exists()
