@@ -77,7 +77,7 @@ def make_encoder(spec: str, *, pooling: Pooling = "cls+mean", device: str = "cpu
     if kind == "torchscript":
         from eval.torchscript_encoder import torchscript_encoder
 
-        return torchscript_encoder(spec, argument, pooling=pooling, device=device)
+        return torchscript_encoder(spec, argument, device=device)
     if kind == "factory":
         from eval.factory_encoder import factory_encoder
 

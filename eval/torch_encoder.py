@@ -42,7 +42,7 @@ class TorchEncoder:
     transform: Transform
     tokens: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     weights_hash: str
-    pooling: Pooling
+    pooling: str
     device: str = "cpu"
     extra: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 from dinov2.utils.hashing import hash_weights
-from eval.encoders import Pooling
 from eval.errors import EvalError, nearest
 from eval.torch_encoder import TorchEncoder, Transform
 
 OPTIONS = ("size", "mean", "std")
+UNKNOWN_POOLING = "unknown"  # of files of other programs
 _CONFIG = "config.json"  # the extra file of `python -m dinov2.models.export --format torchscript`
 
 
-def torchscript_encoder(name: str, argument: str, *, pooling: Pooling, device: str) -> TorchEncoder:
+def torchscript_encoder(name: str, argument: str, *, device: str) -> TorchEncoder:
     """Load `FILE[,size=PX,mean=R/G/B,std=R/G/B]`; the options are needed where the file does not carry them.
 
-    `pooling` gives way to the file's own, which the settings record.
+    Pooling is the file's own; the settings record it, or that it is not known.
 
     Raises:
         EvalError: no readable TorchScript file, an unknown option, or no normalisation.
@@ -49,7 +49,7 @@ def torchscript_encoder(name: str, argument: str, *, pooling: Pooling, device: s
             f"Give those of its training: torchscript:{file},size=224,mean=0.485/0.456/0.406,std=0.229/0.224/0.225"
         )
     transform = Transform(tuple(config["mean"]), tuple(config["std"]), int(config["size"]))
-    used: Pooling = config["pooling"] or pooling
+    used = config["pooling"] or UNKNOWN_POOLING
     with path.open("rb") as stream:  # the file also holds the graph: equal weights need not give equal embeddings
         script = hashlib.file_digest(stream, "sha256").hexdigest()
     extra_settings = {"kind": "torchscript", "file_hash": script}

@@ -1,7 +1,9 @@
 """Where a slide's patches lie, and how a patch is read: from a level as it is, or resampled to a pixel size."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from dinov2.slides.errors import CoordinatesError, SlideError
 from dinov2.slides.magnification import magnification
 from dinov2.slides.reader import Size, SlideReader
 
+_ENDS = 4096  # bytes of a file's head and tail that tell it from others
 # A level this near to the target's pixel size is read as it is.
 _SAME = 0.005
 # Patches of a somewhat coarser slide are enlarged (0.23 um/px taken for 0.25, say); beyond, detail would be invented.
@@ -70,6 +73,7 @@ class Coordinates:
         coords: (N, 2) int64, x and y of the top left corners in level-0 px.
         geometry: what is read there.
         slide: path of the slide when the coordinates were made, for those who find the file; it is not read back.
+        file_number: of the slide's file, see `file_number`; None where it is not known.
     """
 
     name: str
@@ -77,6 +81,7 @@ class Coordinates:
     coords: NDArray[np.int64] = field(repr=False)
     geometry: Geometry = field()
     slide: str = ""
+    file_number: int | None = None
 
     def __len__(self) -> int:
         return len(self.coords)
@@ -140,11 +145,24 @@ def read_patch(slide: SlideReader, geometry: Geometry, x: int, y: int) -> NDArra
     return np.asarray(region.resize((side, side), Image.Resampling.BICUBIC, box=box))  # (P, P, 3)
 
 
+def file_number(path: Path) -> int:
+    """Return 60 bits of a hash of a slide file's length, head and tail, which slides of one size in px hardly share.
+
+    Cheap enough for every slide of a training run; a copy has the same.
+    """
+    length = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(_ENDS)
+        file.seek(max(0, length - _ENDS))
+        digest = hashlib.sha256(b"%d %b%b" % (length, head, file.read(_ENDS)))
+    return int(digest.hexdigest()[:15], 16)
+
+
 def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
     """Check that coordinates were made for this slide.
 
     Raises:
-        CoordinatesError: its size is another, or a patch lies outside.
+        CoordinatesError: its size is another, or its file where coordinates tell it, or a patch lies outside.
         SlideError: the level to read does not exist.
     """
     if coordinates.size != (0, 0) and coordinates.size != slide.level_dimensions[0]:
@@ -152,6 +170,11 @@ def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
             f"coordinates of {coordinates.name} were made for a slide of {coordinates.size[0]} x {coordinates.size[1]} "
             f"px, but {slide.path} has {slide.level_dimensions[0][0]} x {slide.level_dimensions[0][1]}. "
             "They belong to another slide: make them again."
+        )
+    if coordinates.file_number is not None and coordinates.file_number != file_number(slide.path):
+        raise CoordinatesError(
+            f"coordinates of {coordinates.name} were made for another file than {slide.path}: another slide of the "
+            "same size in px, or another version of this one. Make them again: python -m eval.patches."
         )
     if not 0 <= coordinates.geometry.level < len(slide.level_dimensions):
         raise SlideError(
@@ -169,12 +192,13 @@ def check_slide(coordinates: Coordinates, slide: SlideReader) -> None:
         )
 
 
-def reading_order(coords: NDArray[np.int64], tile_size: Size) -> NDArray[np.int64]:
+def reading_order(coords: NDArray[np.int64], tile_size: Size, level_downsample: float = 1.0) -> NDArray[np.int64]:
     """Order (N,) in which to read patches so that neighbours share the slide's compressed tiles: row by row of tiles.
 
     Args:
         coords: (N, 2) level-0 px.
-        tile_size: (width, height) of the tiles of level 0.
+        tile_size: (width, height) of the slide's tiles, px of the level that is read.
+        level_downsample: level-0 px per px of that level.
     """
-    rows, columns = coords[:, 1] // tile_size[1], coords[:, 0] // tile_size[0]
+    columns, rows = (coords // (np.array(tile_size) * level_downsample)).T  # (N,) each
     return np.lexsort((coords[:, 0], coords[:, 1], columns, rows))

@@ -22,9 +22,11 @@ from dinov2.slides.reader import SlideReader
 from dinov2.utils.files import replacing
 
 _NUMBERS = (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)
+_FILE_NUMBER = "slide_file_number"
 _ATTRIBUTES = (
     *("patch_size", "overlap", "level0_width", "level0_height", "level0_mpp", "level0_magnification"),
-    *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample"),
+    *("patch_size_level0", "level_dim", "downsampled_level_dim"),
+    *("target_magnification", "patch_level", "downsample", "read_level", "read_downsample", _FILE_NUMBER),
 )
 _MOST_PATCHES = 2**27  # of 1 GiB; a larger number is damage
 _FARTHEST = 2**31  # level-0 px
@@ -39,7 +41,7 @@ def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: 
         "patch_size_level0": geometry.patch_size_level0,
         "level0_magnification": geometry.level0_magnification,
         "target_magnification": geometry.target_magnification,
-        "overlap": geometry.overlap,
+        "overlap": max(geometry.overlap, 0),  # patches further apart than they are wide do not overlap
         "name": coordinates.name,
         "savetodir": str(folder),
         "level0_width": coordinates.size[0],
@@ -47,6 +49,8 @@ def coordinate_attributes(coordinates: Coordinates, slide: SlideReader, folder: 
         "level0_mpp": geometry.mpp0,
         "slide": coordinates.slide,
     }
+    if coordinates.file_number is not None:
+        attributes[_FILE_NUMBER] = coordinates.file_number
     if geometry.native:
         attributes |= {
             "patch_level": geometry.level,
@@ -78,19 +82,35 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
         CoordinatesError: missing, unreadable, without `coords` or the attributes, with values that cannot be, or
             `slide` is needed.
     """
+    return interpret(path, *read_contents(path), slide)
+
+
+def read_contents(path: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Read the numbers `coords` (N, 2) of a file as they are stored, and those of their attributes that are numbers.
+
+    Raises:
+        CoordinatesError: missing, unreadable, or without `coords`.
+    """
     try:
         with h5py.File(path, "r") as file:
             dataset = file["coords"]
             if dataset.dtype.kind not in "iuf" or dataset.size > 2 * _MOST_PATCHES:
                 raise ValueError(f"coords are {dataset.dtype} {dataset.shape}, not numbers (N, 2)")
             stored = np.asarray(dataset[()]).reshape(-1, 2)
-            attributes = {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
+            return stored, {name: _number(dataset.attrs, name) for name in _ATTRIBUTES if name in dataset.attrs}
     except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
         raise CoordinatesError(f"{path}: not a readable coordinate file ({error}). Make it again.") from error
+
+
+def interpret(
+    path: Path, stored: NDArray[Any], attributes: Mapping[str, Any], slide: SlideReader | None = None
+) -> Coordinates:
+    """Return what the contents of a coordinate file mean; see `read_coordinates`."""
     coords = _whole(path, stored)
     try:
         geometry = _geometry(attributes, slide)
         size = (int(attributes.get("level0_width", 0)), int(attributes.get("level0_height", 0)))
+        number = int(attributes[_FILE_NUMBER]) if _FILE_NUMBER in attributes else None
     except KeyError as error:
         raise CoordinatesError(
             f"{path}: the attributes of coords have no {error}; there are {', '.join(sorted(attributes)) or 'none'}. "
@@ -101,7 +121,7 @@ def read_coordinates(path: Path, slide: SlideReader | None = None) -> Coordinate
     except (ValueError, TypeError, IndexError, ArithmeticError) as error:
         raise CoordinatesError(f"{path}: an attribute of coords is no number of its kind ({error}).") from error
     _check_geometry(path, geometry)
-    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry)
+    return Coordinates(path.stem.removesuffix("_patches"), size, coords, geometry, file_number=number)
 
 
 def find_coordinates(folder: Path, name: str) -> Path:

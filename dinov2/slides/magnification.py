@@ -13,7 +13,7 @@ MAGNIFICATION_TIMES_MPP = 10.0
 PLAUSIBLE_MPP = (0.05, 5.0)
 # Objective and pixel size tell the same up to camera adapters; a factor of 2 is another magnification.
 _AGREEMENT = 1.5
-_SQUARE = 1.02
+_SAME = 1.02  # two pixel sizes as near as this are one
 
 
 def magnification(mpp: float) -> float:
@@ -26,18 +26,52 @@ def level0_mpp(slide: SlideReader, given: float | None = None) -> float:
 
     Args:
         slide: an open slide.
-        given: what the user says, which settles it.
+        given: what the user says of this slide, which settles it.
 
     Raises:
         SlideError: nothing was given, and the metadata are silent or contradict themselves; or `given` is implausible.
     """
-    if given is not None:
-        if not PLAUSIBLE_MPP[0] <= given <= PLAUSIBLE_MPP[1]:
-            raise SlideError(
-                f"{slide.path}: {given} um per px was given; level 0 of a slide has {PLAUSIBLE_MPP[0]} to "
-                f"{PLAUSIBLE_MPP[1]} um per px. Give micrometres, not a magnification (20x is 0.5)."
-            )
-        return given
+    return _metadata_mpp(slide) if given is None else _plausible(slide, given)
+
+
+def filled_mpp(slide: SlideReader, default: float) -> tuple[float, bool]:
+    """Return the size of a level-0 px in micrometres, and whether it is `default` for want of usable metadata.
+
+    Args:
+        slide: an open slide.
+        default: what the user says of all slides whose metadata are silent or contradict themselves.
+
+    Raises:
+        SlideError: the metadata are usable and say something else, or `default` is implausible.
+    """
+    _plausible(slide, default)
+    try:
+        found = _metadata_mpp(slide)
+    except SlideError:
+        return default, True
+    if not same_mpp(found, default):
+        raise SlideError(
+            f"{slide.path}: --mpp {default:g} was given for slides without a usable pixel size, but the metadata of "
+            f"this one say {found:g} um per px. Leave --mpp out for it, or, if its metadata are wrong, use --mpp-csv."
+        )
+    return found, False
+
+
+def same_mpp(a: float, b: float) -> bool:
+    """Whether two pixel sizes agree to 2%."""
+    return max(a, b) / min(a, b) <= _SAME
+
+
+def _plausible(slide: SlideReader, given: float) -> float:
+    if not PLAUSIBLE_MPP[0] <= given <= PLAUSIBLE_MPP[1]:
+        raise SlideError(
+            f"{slide.path}: {given} um per px was given; level 0 of a slide has {PLAUSIBLE_MPP[0]} to "
+            f"{PLAUSIBLE_MPP[1]} um per px. Give micrometres, not a magnification (20x is 0.5)."
+        )
+    return given
+
+
+def _metadata_mpp(slide: SlideReader) -> float:
     found = {key: _number(slide.properties, f"openslide.{key}") for key in ("mpp-x", "mpp-y", "objective-power")}
     x, y, power = found["mpp-x"], found["mpp-y"], found["objective-power"]
     advice = "Give it: --mpp 0.5, or a CSV with the columns slide_id and mpp (--mpp-csv)."
@@ -46,7 +80,7 @@ def level0_mpp(slide: SlideReader, given: float | None = None) -> float:
             f"{slide.path}: micrometres per px unknown (metadata: {_describe(found)}). {advice}"
             + (f" An objective of {power:g}x often means {MAGNIFICATION_TIMES_MPP / power:g}." if power else "")
         )
-    if max(x, y) / min(x, y) > _SQUARE:
+    if not same_mpp(x, y):
         raise SlideError(f"{slide.path}: pixels are not square (metadata: {_describe(found)}). {advice}")
     mpp = (x + y) / 2
     if power and not 1 / _AGREEMENT < mpp * power / MAGNIFICATION_TIMES_MPP < _AGREEMENT:

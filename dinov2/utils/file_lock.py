@@ -11,9 +11,10 @@ logger = logging.getLogger("dinov2")
 PATIENCE_SECONDS = 5.0  # workers of a killed process hold its lock until they notice
 
 
-def acquire_lock(path: Path) -> tuple[int | None, str]:
+def acquire_lock(path: Path, patience: float | None = None) -> tuple[int | None, str]:
     """Lock a file, which is made with its folder and holds who has it.
 
+    Waits for `patience` seconds, by default `PATIENCE_SECONDS`, while another process has it.
     Where the file system has no locks a warning says so, and the file counts as locked.
 
     Returns:
@@ -22,7 +23,7 @@ def acquire_lock(path: Path) -> tuple[int | None, str]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + (PATIENCE_SECONDS if patience is None else patience)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

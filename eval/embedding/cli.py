@@ -18,8 +18,9 @@ from dinov2.utils.errors import UserError
 from eval.embedding.devices import embed_on_several, resolve_devices
 from eval.embedding.feature_files import FORMATS
 from eval.embedding.find import from_coordinates, from_patches, from_slides
-from eval.embedding.loader import default_workers
-from eval.embedding.run import PRECISIONS, EmbedOptions, SlideToEmbed, embed_slides
+from eval.embedding.loader import default_workers, spare_cores
+from eval.embedding.options import PRECISIONS, EmbedOptions, SlideToEmbed
+from eval.embedding.run import embed_slides
 from eval.encoders import POOLINGS, make_encoder
 from eval.errors import EvalError
 from eval.patching.cli import add_patch_arguments, chosen_preset, given_patch_arguments, patch_options
@@ -76,12 +77,16 @@ def run(args: argparse.Namespace, arguments: Sequence[str], device: str) -> tupl
     """
     if (args.checkpoint is None) == (args.encoder is None):
         raise EvalError("give one encoder: --checkpoint PATH or --encoder SPEC.")
+    if args.workers is None:
+        args.workers = default_workers(device)
     if args.batch_size < 1 or args.workers < 0:
         raise EvalError(f"--batch-size {args.batch_size}, --workers {args.workers}: at least 1 and 0.")
     spec = args.encoder or f"checkpoint:{args.checkpoint}"
     # The encoder first: loading it shows mistakes in seconds.
     encoder = make_encoder(spec, pooling=args.pooling, device=device, seed=args.seed)
-    slides, empty = chosen_slides(args)
+    every = chosen_slides(args, arguments)
+    here = take_shard(every, Shard.parse(args.shard) if args.shard else None)
+    slides, empty = [slide for slide in here if not slide.empty], [slide.name for slide in here if slide.empty]
     options = EmbedOptions(
         out=args.out,
         batch_size=args.batch_size,
@@ -92,16 +97,16 @@ def run(args: argparse.Namespace, arguments: Sequence[str], device: str) -> tupl
         cache_dir=args.cache_dir,
     )
     settings = {"command": shlex.join(["python", "-m", "eval.embed", *arguments]), "pooling": args.pooling}
-    return embed_slides(encoder, slides, options, progress=not args.quiet, settings=settings), empty
+    names = [slide.name for slide in every if not slide.empty]
+    return embed_slides(encoder, slides, options, progress=not args.quiet, settings=settings, names=names), empty
 
 
-def chosen_slides(args: argparse.Namespace) -> tuple[list[SlideToEmbed], list[str]]:
-    """Return the slides of this shard, patched first where there are no coordinates; and those without tissue.
+def chosen_slides(args: argparse.Namespace, arguments: Sequence[str]) -> list[SlideToEmbed]:
+    """Return the slides of all shards, those of this one patched first where there are no coordinates.
 
     Raises:
         EvalError: no source of patches, or two; or options of patching where nothing is patched.
     """
-    shard = Shard.parse(args.shard) if args.shard else None
     if args.patches is not None and (args.slides or args.coords):
         raise EvalError("--patches has pixels and coordinates: leave out --slides and --coords.")
     ignored = given_patch_arguments(args) if args.patches is not None or args.coords is not None else []
@@ -111,19 +116,21 @@ def chosen_slides(args: argparse.Namespace) -> tuple[list[SlideToEmbed], list[st
             "Leave these options out, or give --slides alone, which patches them anew."
         )
     if args.patches is not None:
-        return from_patches(args.patches, shard)
+        return from_patches(args.patches)
     if args.coords is not None and not args.slides:
-        return from_coordinates(args.coords, shard)
+        return from_coordinates(args.coords)
     if not args.slides:
         raise EvalError("nothing to embed: give --slides (with --coords or without), --coords or --patches.")
     coords = args.coords
     if coords is None:
-        plan = make_plan(
-            args.slides, chosen_preset(args), mpp=args.mpp, mpp_csv=args.mpp_csv, shard=shard, out=args.out
-        )
-        run_patching(plan, patch_options(args, args.out), workers=max(1, args.workers), progress=not args.quiet)
+        shard = Shard.parse(args.shard) if args.shard else None
+        preset, options = chosen_preset(args), patch_options(args, args.out)
+        plan = make_plan(args.slides, preset, mpp=args.mpp, mpp_csv=args.mpp_csv, shard=shard, out=args.out)
+        settings = {"command": shlex.join(["python", "-m", "eval.embed", *arguments]), **options.settings()}
+        workers = args.workers or spare_cores()
+        run_patching(plan, options, workers=workers, progress=not args.quiet, settings=settings)
         coords = args.out
-    return from_slides(take_shard(find_slides(args.slides, coords), shard), coords)
+    return from_slides(find_slides(args.slides, coords), coords)
 
 
 def report(states: Sequence[SlideState], empty: Sequence[str], out: Path) -> None:
@@ -165,7 +172,9 @@ def make_parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("execution")
     work.add_argument("--device", nargs="+", default=["auto"], help="auto (default), cpu, cuda, cuda:0 cuda:1 ...")
     work.add_argument("--batch-size", type=int, default=64, help="patches a forward pass (default 64)")
-    work.add_argument("--workers", type=int, default=default_workers(), help="reading processes (default: by cores)")
+    work.add_argument(
+        "--workers", type=int, help="reading processes; 0 reads in a thread (default: 0 on a CPU, else by cores)"
+    )
     work.add_argument("--shard", metavar="i/n", help="do every n-th slide only, from number i (0 to n - 1) on")
     work.add_argument("--quiet", action="store_true", help="no progress bars")
     add_patch_arguments(parser)

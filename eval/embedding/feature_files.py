@@ -49,7 +49,8 @@ def write_features(
         with h5py.File(paths["h5"].name, "w", driver="core", backing_store=False) as file:
             dataset = file.create_dataset("features", data=features)
             dataset.attrs.update({"name": source.name, "savetodir": str(paths["h5"].parent), **encoder})
-            file.create_dataset("coords", data=source.coords).attrs.update(source.attributes)
+            coords = file.create_dataset("coords", data=source.coords)
+            coords.attrs.update({"name": source.name, **source.attributes})
             file.flush()
             content = file.id.get_file_image()
         with replacing(paths["h5"]) as temporary:

@@ -7,62 +7,49 @@ from typing import NoReturn
 
 import h5py
 
-from dinov2.slides.coordinates_file import find_coordinates
+from dinov2.slides.coordinates_file import find_coordinates, read_contents
 from dinov2.slides.errors import CoordinatesError
 from dinov2.slides.open import slide_name
-from eval.embedding.run import SlideToEmbed
+from eval.embedding.options import SlideToEmbed
 from eval.embedding.sources import PatchSource, slide_source, stored_source
 from eval.errors import EvalError
 from eval.patching.options import JOB
-from eval.patching.slides import Shard
-from eval.patching.state import read_state, read_states, state_path
+from eval.patching.state import SlideState, read_state, read_states, state_path
 
 
-def from_slides(slides: Sequence[Path], coords: Path) -> tuple[list[SlideToEmbed], list[str]]:
-    """Return slides with their coordinates in a folder.
-
-    Returns:
-        The slides, and the names of those left out because the patching job of that folder has found no tissue.
-    """
-    chosen, empty = [], []
+def from_slides(slides: Sequence[Path], coords: Path) -> list[SlideToEmbed]:
+    """Return slides with their coordinates in a folder, those included that its patching job has found no tissue in."""
+    chosen = []
     for path in slides:
         name = slide_name(path)
         state = read_state(state_path(coords, JOB, name)) or read_state(state_path(coords.parent, JOB, name))
-        if state is not None and state.status == "empty":
-            empty.append(name)
-        else:
-            failure = state.reason if state is not None and state.status == "failed" else ""
-            chosen.append(SlideToEmbed(name, path, partial(_with_coordinates, name, path, coords, failure)))
-    return chosen, empty
+        empty = state is not None and state.status == "empty"
+        failure = state.reason if state is not None and state.status == "failed" else ""
+        chosen.append(SlideToEmbed(name, path, partial(_with_coordinates, name, path, coords, failure), empty))
+    return chosen
 
 
-def from_coordinates(folder: Path, shard: Shard | None = None) -> tuple[list[SlideToEmbed], list[str]]:
-    """Return the slides that the coordinate files of a folder name, and those that its patching job has failed at.
-
-    Returns:
-        The slides of a shard, and the names of those without tissue.
+def from_coordinates(folder: Path) -> list[SlideToEmbed]:
+    """Return the slides that the coordinate files of a folder name, and those that its patching job has had besides.
 
     Raises:
         EvalError: there is no file.
     """
-    return _in_folder(folder, "--coords", _by_attribute, shard)
+    return _in_folder(folder, "--coords", _named_slide)
 
 
-def from_patches(folder: Path, shard: Shard | None = None) -> tuple[list[SlideToEmbed], list[str]]:
-    """Return the files with pixels of a folder, and the slides that its patching job has failed at.
-
-    Returns:
-        The slides of a shard, and the names of those without tissue.
+def from_patches(folder: Path) -> list[SlideToEmbed]:
+    """Return the files with pixels of a folder, and the slides that its patching job has had besides.
 
     Raises:
         EvalError: there is no file.
     """
-    return _in_folder(folder, "--patches", stored_source, shard)
+    return _in_folder(folder, "--patches", lambda name, file, _: stored_source(name, file))
 
 
 def _in_folder(
-    folder: Path, option: str, opener: Callable[[str, Path], PatchSource], shard: Shard | None
-) -> tuple[list[SlideToEmbed], list[str]]:
+    folder: Path, option: str, opener: Callable[[str, Path, SlideState | None], PatchSource]
+) -> list[SlideToEmbed]:
     if not folder.is_dir():
         raise EvalError(f"{option} {folder}: no such folder.")
     place = folder / "patches" if (folder / "patches").is_dir() else folder
@@ -72,18 +59,16 @@ def _in_folder(
     states = {state.name: state for state in read_states(folder.parent if folder.name == "patches" else folder, JOB)}
     if not files and not states:
         raise EvalError(f"{option} {folder}: no .h5 file in {place}. Make them: python -m eval.patches.")
-    slides, empty = [], []
-    names = sorted(files.keys() | states.keys())
-    for name in names if shard is None else names[shard.index :: shard.count]:
+    slides = []
+    for name in sorted(files.keys() | states.keys()):
         state = states.get(name)
-        if state is not None and state.status == "empty":
-            empty.append(name)
-        elif name in files and (state is None or state.status != "failed"):
-            slides.append(SlideToEmbed(name, files[name], partial(opener, name, files[name])))
+        if name in files and (state is None or state.status not in ("failed", "empty")):
+            slides.append(SlideToEmbed(name, files[name], partial(opener, name, files[name], state)))
         elif state is not None:
             reason = state.reason or f"{state.status}, but its file is missing. Run python -m eval.patches again"
-            slides.append(SlideToEmbed(name, Path(state.slide), partial(_not_patched, reason)))
-    return slides, empty
+            path, empty = Path(state.slide), state.status == "empty"
+            slides.append(SlideToEmbed(name, path, partial(_not_patched, reason), empty))
+    return slides
 
 
 def _not_patched(reason: str) -> NoReturn:
@@ -96,12 +81,16 @@ def _with_coordinates(name: str, path: Path, coords: Path, failure: str) -> Patc
     return slide_source(name, path, find_coordinates(coords, name))
 
 
-def _by_attribute(name: str, file: Path) -> PatchSource:
-    try:
+def _named_slide(name: str, file: Path, state: SlideState | None) -> PatchSource:
+    """Patches of the slide that the patching job's state names, or else the coordinate file itself.
+
+    The state comes first, because HDF5 may never return where it looks for a text in a damaged file.
+    """
+    read_contents(file)  # damage shows here in most cases
+    slide = state.slide if state is not None and Path(state.slide).is_file() else ""
+    if not slide:
         with h5py.File(file, "r") as opened:
             slide = str(opened["coords"].attrs.get("slide", ""))
-    except (OSError, KeyError) as error:
-        raise CoordinatesError(f"{file}: not a readable coordinate file ({error}). Make it again.") from error
     if not slide:
         raise CoordinatesError(f"{file} does not say where its slide is. Give --slides as well.")
     return slide_source(name, Path(slide), file)

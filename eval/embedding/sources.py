@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2.slides.coordinates import Geometry, check_slide, read_patch, reading_order
-from dinov2.slides.coordinates_file import read_coordinates
+from dinov2.slides.coordinates_file import interpret, read_contents
 from dinov2.slides.handles import OpenSlides
 from dinov2.slides.open import open_slide
 from eval.errors import EvalError
@@ -19,7 +19,6 @@ from eval.patching.local_copy import shared_copy
 from eval.patching.state import fingerprint, job_key
 
 PIXELS = ("img", "imgs")  # hest-bench's name and CLAM's
-_PLACES = ("savetodir", "save_path", "slide")  # attributes that may change without the patches changing
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class PatchSource:
     Attributes:
         name: the slide's.
         coords: (N, 2) int64, top left corners in level-0 px.
-        attributes: of `coords` in the file they come from; they go into the feature file.
+        attributes: of `coords` in the file they come from, if they are numbers; they go into the feature file.
         order: (N,) in which the patches are best read.
         content: sha256 of what the embeddings depend on: coordinates, and the slide or its stored pixels.
         path: the slide, or the file with the pixels.
@@ -47,6 +46,14 @@ class PatchSource:
     def __len__(self) -> int:
         return len(self.coords)
 
+    def part(self, start: int, stop: int) -> "PatchSource":
+        """Return patches `start` to `stop` of the reading order, in that order, with their numbers as `order`.
+
+        It has no more than reading them needs, because it may be sent to another process.
+        """
+        order = self.order[start:stop]
+        return replace(self, coords=self.coords[order], attributes={}, order=order)
+
 
 def slide_source(name: str, slide_path: Path, coordinate_file: Path) -> PatchSource:
     """Return patches to be read from a slide.
@@ -54,31 +61,40 @@ def slide_source(name: str, slide_path: Path, coordinate_file: Path) -> PatchSou
     Raises:
         SlideError, CoordinatesError: slide or file are unusable, or do not belong together.
     """
+    stored, attributes = read_contents(coordinate_file)
     with open_slide(slide_path) as slide:
-        coordinates = read_coordinates(coordinate_file, slide)
+        coordinates = interpret(coordinate_file, stored, attributes, slide)
         check_slide(coordinates, slide)
-        order = reading_order(coordinates.coords, slide.tile_size)
-    coords, attributes = _file_contents(coordinate_file)
+        geometry, coords = coordinates.geometry, coordinates.coords
+        order = reading_order(coords, slide.tile_size, geometry.level_downsample)
     content = _content(coords, attributes, fingerprint(slide_path))
-    return PatchSource(name, coords, attributes, order, content, slide_path, coordinates.geometry)
+    return PatchSource(name, coords, attributes, order, content, slide_path, geometry)
 
 
 def stored_source(name: str, path: Path) -> PatchSource:
     """Return patches whose pixels are stored in the file of their coordinates.
 
     Raises:
-        EvalError: the file has no coordinates or no pixels.
+        CoordinatesError: the file has no coordinates.
+        EvalError: it has no pixels of 8 bits for them.
     """
+    stored, attributes = read_contents(path)
+    coords = stored.astype(np.int64)
     try:
-        coords, attributes = _file_contents(path)
         with h5py.File(path, "r") as file:
-            shapes = [file[key].shape for key in PIXELS if key in file]
-    except (OSError, KeyError) as error:
+            found: list[Any] = [(file[key].shape, file[key].dtype) for key in PIXELS if key in file]
+    except (OSError, KeyError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         raise EvalError(f"{path}: not a readable patches file ({error}). Make it again.") from error
-    if not shapes or shapes[0][0] != len(coords) or shapes[0][-1] != 3:
+    shape, dtype = found[0] if found else (None, None)
+    if shape is None or len(shape) != 4 or shape[0] != len(coords) or shape[-1] != 3:
         raise EvalError(
-            f"{path}: no pixels for its {len(coords)} patches (shape of img or imgs: {shapes or 'missing'}). "
+            f"{path}: no pixels for its {len(coords)} patches (shape of img or imgs: {shape or 'missing'}). "
             "Write them: python -m eval.patches --pixels h5; or give --slides."
+        )
+    if dtype != np.uint8:
+        raise EvalError(
+            f"{path}: its pixels are {dtype}; encoders take uint8, 0 to 255, which other numbers would be taken for. "
+            "Convert them, or write them with python -m eval.patches --pixels h5."
         )
     content = _content(coords, attributes, fingerprint(path))
     return PatchSource(name, coords, attributes, np.arange(len(coords)), content, path, None)
@@ -90,8 +106,8 @@ def read_patches(
     """Read patches (B, P, P, 3) of one source.
 
     Args:
-        source: the patches.
-        indices: (B,) consecutive numbers of `source.order`.
+        source: the patches, see `PatchSource.part`.
+        indices: (B,) their numbers.
         slides: keeps slides open between calls.
         cache_dir: folder to which the slide or file is copied first, by whichever process needs it first.
 
@@ -101,7 +117,7 @@ def read_patches(
     path = source.path if cache_dir is None else shared_copy(source.path, cache_dir)
     if source.geometry is not None:
         slide, geometry = slides.get(path), source.geometry
-        return np.stack([read_patch(slide, geometry, x, y) for x, y in source.coords[indices]])
+        return np.stack([read_patch(slide, geometry, x, y) for x, y in source.coords])
     try:
         with h5py.File(path, "r") as file:
             images = next(file[key] for key in PIXELS if key in file)
@@ -110,11 +126,6 @@ def read_patches(
         raise EvalError(f"{source.path}: pixels cannot be read ({error}). Make the file again.") from error
 
 
-def _file_contents(path: Path) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    with h5py.File(path, "r") as file:
-        return np.asarray(file["coords"][()], dtype=np.int64).reshape(-1, 2), dict(file["coords"].attrs)
-
-
 def _content(coords: NDArray[np.int64], attributes: Mapping[str, Any], pixels: str) -> str:
-    kept = {key: str(value) for key, value in attributes.items() if key not in _PLACES}
+    kept = {key: str(value) for key, value in attributes.items()}
     return job_key(kept, hashlib.sha256(coords.tobytes()).hexdigest(), pixels)

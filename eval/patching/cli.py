@@ -5,8 +5,8 @@ Finds the tissue as CLAM does, lays a grid of patches over it, and writes for ev
   OUT/contours_geojson/SLIDE.geojson contours, for QuPath
   OUT/masks/SLIDE.jpg                thumbnail with contours (green), holes (blue) and patches (red)
   OUT/state/patches/SLIDE.json       done, empty or failed and why; attempts; seconds
-and for all of them OUT/process_list_autogen.csv, OUT/patches_summary.md and .json, and OUT/slides.csv, with which
-`Slides:manifest=OUT/slides.csv:coords=OUT` is a data set of the patches.
+and for all slides in OUT, those of earlier calls included, OUT/process_list_autogen.csv, OUT/patches_summary.md and
+.json, and OUT/slides.csv, with which `Slides:manifest=OUT/slides.csv:coords=OUT` is a data set of the patches.
 """
 
 import argparse
@@ -28,16 +28,23 @@ from eval.patching.summary import exit_code
 EXAMPLES = """
 examples:
   # the paper's patches: CLAM's biopsy preset, 256 px of level 0
-  python -m eval.patches --slides SLIDES --preset biopsy --patch-size 256 --level 0 --out OUT
+  python -m eval.patches --slides SLIDES --preset biopsy --patch-size 256 --level 0 --out LEVEL0
   # 0.5 um per px (20x) whatever the scanner, eight processes; then only the contours' numbers 0 and 2 of one slide
-  python -m eval.patches --slides SLIDES --preset tcga --target-mpp 0.5 --workers 8 --out OUT
-  python -m eval.patches --slides SLIDES/a.svs --preset tcga --target-mpp 0.5 --set keep_ids=0,2 --out OUT
-  # a slide without resolution in its metadata; tiles as JPEG files for pretraining with Folder:root=OUT/tiles
-  python -m eval.patches --slides a.svs --mpp 0.25 --target-mpp 0.5 --pixels jpeg --out OUT
+  python -m eval.patches --slides SLIDES --preset tcga --target-mpp 0.5 --workers 8 --out AT20X
+  python -m eval.patches --slides SLIDES/a.svs --preset tcga --target-mpp 0.5 --set keep_ids=0,2 --out AT20X
+  # with other parameters for some slides: edit the list that the call before has written
+  python -m eval.patches --slides SLIDES --process-list AT20X/process_list_autogen.csv --target-mpp 0.5 --out AT20X
+  # slides of which some lack a resolution; tiles as JPEG files for pretraining with Folder:root=TILES/tiles
+  python -m eval.patches --slides SLIDES --mpp 0.25 --target-mpp 0.5 --pixels jpeg --out TILES
   # a quarter of the slides, as one task of a job array (slurm/patches.sbatch)
-  python -m eval.patches --slides SLIDES --preset resection --shard 0/4 --out OUT
+  python -m eval.patches --slides SLIDES --preset resection --shard 0/4 --out RESECTION
+  # features by TRIDENT: the coordinates under the names that it looks for
+  mkdir -p AT20X/trident/patches
+  for f in AT20X/patches/*.h5; do ln -f "$f" "AT20X/trident/patches/$(basename "$f" .h5)_patches.h5"; done
+  python run_batch_of_slides.py --task feat --wsi_dir SLIDES --job_dir AT20X --coords_dir trident --patch_encoder ...
 
-Run again, it does what is missing, what failed, and what other settings or a changed slide ask for.
+Run again, it does what is missing, what failed, and what other settings or a changed slide ask for. Other settings
+replace a slide's files: give each set of settings an OUT of its own. A further format of --pixels is added.
 Exit codes: 0 all done; 1 a slide failed; 3 none failed, but a slide has no tissue; 2 something given is wrong;
 130 interrupted.
 """
@@ -185,8 +192,12 @@ def add_patch_arguments(parser: argparse.ArgumentParser) -> None:
     distance = patches.add_mutually_exclusive_group()
     distance.add_argument("--overlap", type=int, default=0, help="of neighbours, px (default 0)")
     distance.add_argument("--step", type=int, help="distance of neighbours, px (default: the patch size)")
-    patches.add_argument("--mpp", type=float, help="um per px of level 0, where the metadata lack it or are wrong")
-    patches.add_argument("--mpp-csv", type=Path, metavar="CSV", help="the same with columns slide_id and mpp")
+    patches.add_argument(
+        "--mpp", type=float, help="um per px of level 0 where the metadata lack it or contradict themselves"
+    )
+    patches.add_argument(
+        "--mpp-csv", type=Path, metavar="CSV", help="slide_id and mpp of slides whose metadata lack it or are wrong"
+    )
     patches.add_argument(
         "--drop-blank", action="store_true", help="leave out patches below white_thresh or black_thresh"
     )

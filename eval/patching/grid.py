@@ -32,7 +32,6 @@ def tissue_grid(
     geometry: Geometry,
     contour_fn: str,
     use_padding: bool,
-    step: int | None = None,
 ) -> NDArray[np.int64]:
     """Return the patches of all contours: (N, 2), top left corners in level-0 px, without repetition.
 
@@ -43,10 +42,9 @@ def tissue_grid(
         geometry: size and resolution of the patches.
         contour_fn: see the module's table.
         use_padding: keep patches that reach over the slide's right and lower edge.
-        step: distance of neighbours in px of the patch; `patch_size - overlap` by default.
     """
     side = geometry.patch_size_level0
-    stride = (step or geometry.patch_size - geometry.overlap) * geometry.downsample
+    stride = (geometry.patch_size - geometry.overlap) * geometry.downsample
     parts = [np.zeros((0, 2), dtype=np.int64)]
     for contour, inner in zip(contours, holes, strict=True):
         left, top, width, height = cv2.boundingRect(contour)

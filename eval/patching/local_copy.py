@@ -3,11 +3,36 @@
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from dinov2.slides.companions import companions
+from eval.patching.locks import BusyError, alone
+
+
+@contextmanager
+def run_cache(folder: Path | None) -> Iterator[Path | None]:
+    """Yield a folder of this run's own in a cache folder, removed afterwards; None without a cache.
+
+    What runs that were killed have left in the cache is removed first.
+    """
+    if folder is None:
+        yield None
+        return
+    for lock in folder.glob("run-*.lock"):
+        with suppress(BusyError, OSError), alone(lock, "a cache", patience=0):  # not the cache of a living run
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    private = folder / f"run-{secrets.token_hex(8)}"
+    with alone(private.with_suffix(".lock"), "a cache"):
+        try:
+            private.mkdir()
+            yield private
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
 
 
 @contextmanager
@@ -55,10 +80,11 @@ def _shared_folder(path: Path, folder: Path) -> Path:
 
 
 def _copy(path: Path, folder: Path) -> Path:
-    """Copy a slide; the folder of data that an MRXS slide has under its name goes along."""
+    """Copy a slide with the further files that it consists of."""
     copy = folder / path.name
     shutil.copyfile(path, copy)
-    data = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and data.is_dir():
-        shutil.copytree(data, copy.with_suffix(""))
+    for other in companions(path):
+        place = folder / other.relative_to(path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(other, place)
     return copy

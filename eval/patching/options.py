@@ -1,6 +1,6 @@
 """What a patching job is asked to do, and where it writes."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,25 @@ class PatchOptions:
         }
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides a slide's outcome, besides preset, pixel size and slide."""
-        values = asdict(self)
-        del values["out"], values["cache_dir"]
-        return {**values, "version": VERSION}
+        """Return what decides a slide's patches, besides preset, pixel size and slide."""
+        names = ("patch_size", "overlap", "level", "target_mpp", "drop_blank")
+        return {**{name: getattr(self, name) for name in names}, "version": VERSION}
 
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide: where it is, how it is segmented, and its pixel size where the user gave it (um per px)."""
+    """One slide: where it is, and how it is segmented.
+
+    Attributes:
+        name: without suffix.
+        path: the file.
+        preset: parameters of the segmentation.
+        mpp: micrometres per level-0 px, where the user gave those of this slide: its metadata do not count.
+        default_mpp: the same where its metadata are not usable.
+    """
 
     name: str
     path: Path
     preset: Preset
     mpp: float | None = None
+    default_mpp: float | None = None

@@ -1,12 +1,10 @@
 """One slide, from the file to its coordinates: the work of one worker process."""
 
-import glob
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -16,15 +14,16 @@ from numpy.typing import NDArray
 from dinov2.slides.coordinates import (
     Coordinates,
     Geometry,
+    file_number,
     geometry_at_level,
     geometry_at_mpp,
     read_patch,
     reading_order,
 )
-from dinov2.slides.coordinates_file import coordinate_attributes
+from dinov2.slides.coordinates_file import coordinate_attributes, read_coordinates
 from dinov2.slides.errors import SlideError
 from dinov2.slides.integrity import check_whole
-from dinov2.slides.magnification import level0_mpp
+from dinov2.slides.magnification import filled_mpp, level0_mpp
 from dinov2.slides.open import open_slide
 from dinov2.slides.reader import SlideReader
 from dinov2.utils.errors import UserError
@@ -32,11 +31,14 @@ from dinov2.utils.files import replacing
 from eval.patching.geojson import write_geojson
 from eval.patching.grid import tissue_grid
 from eval.patching.local_copy import local_copy
+from eval.patching.locks import BusyError, alone
 from eval.patching.options import JOB, PatchOptions, SlideTask
+from eval.patching.outputs import missing_outputs, remove_leftovers, remove_outputs
 from eval.patching.overview import draw_overview, write_overview
-from eval.patching.pixels import H5Sink, PixelSink, folder_sink, is_blank, remove_partial, tar_sink
+from eval.patching.pixels import H5Sink, PixelSink, folder_sink, is_blank, tar_sink
 from eval.patching.segmentation import Tissue, segment
-from eval.patching.state import SlideState, fingerprint, job_key, read_state, state_path, write_state
+from eval.patching.settings import drawn_with, is_of, settings_key, task_settings
+from eval.patching.state import SlideState, fingerprint, job_key, lock_path, read_state, state_path, write_state
 
 _REPORT_EVERY = 64  # patches
 _TRACE = "traceback"
@@ -45,27 +47,45 @@ _TRACE = "traceback"
 def process_slide(options: PatchOptions, task: SlideTask, progress: Callable[[int], None]) -> SlideState:
     """Bring one slide's files up to date and return its state; nothing is done where they are.
 
-    Whatever goes wrong with the slide becomes a `failed` state; `progress` is told how many patches' pixels were
-    written.
+    Files of these settings stay, and those that are missing are added; files of other settings go when the slide is
+    begun. Whatever goes wrong with the slide becomes a `failed` state; `progress` is told how many patches' pixels were
+    written. A slide at which another process is stays as it is, and is `running`.
 
     Raises:
         OSError: the state itself cannot be written.
     """
-    path = state_path(options.out, JOB, task.name)
-    before = read_state(path)
     try:
         content = fingerprint(task.path)
     except OSError as error:
         content = f"unreadable: {error}"
-    settings = task_settings(options, task)
-    key = job_key(settings, content)
-    same = before if before is not None and before.key == key else None
-    if same is not None and same.final and _complete(options, same):
+    path = state_path(options.out, JOB, task.name)
+    same = _same(options, task, content, read_state(path))
+    if same is not None and same.final and not missing_outputs(options, task, same):
         return same
-    attempts = 1 if same is None else same.attempts + 1
-    state = SlideState(task.name, str(task.path), key, "running", attempts=attempts, settings=job_key(settings))
+    try:
+        with alone(lock_path(options.out, JOB, task.name), f"slide {task.name}"):
+            return _process_alone(options, task, content, progress)
+    except BusyError as error:
+        return SlideState(task.name, str(task.path.absolute()), "", "running", reason=str(error))
+
+
+def _process_alone(options: PatchOptions, task: SlideTask, content: str, progress: Callable[[int], None]) -> SlideState:
+    path = state_path(options.out, JOB, task.name)
+    state = _same(options, task, content, read_state(path))
+    remove_leftovers(options, task.name)
+    if state is None:
+        remove_outputs(options, task.name)  # those of other settings must not pass for these
+        parameters = task_settings(options, task)
+        settings = settings_key(parameters)
+        key = job_key({"settings": settings}, content)
+        slide = str(task.path.absolute())
+        state = SlideState(task.name, slide, key, "running", settings=settings, parameters=parameters)
+    elif state.final and not missing_outputs(options, task, state):
+        return state  # another process has just done it
+    else:
+        details = {name: value for name, value in state.details.items() if name != _TRACE}
+        state = replace(state, status="running", reason="", attempts=state.attempts + 1, patches=0, details=details)
     write_state(path, state)
-    _remove_outputs(options, task.name)  # those of other settings must not pass for these
     started = time.perf_counter()
     try:
         state = _process(options, task, state, progress)
@@ -73,15 +93,18 @@ def process_slide(options: PatchOptions, task: SlideTask, progress: Callable[[in
         state = replace(state, status="failed", reason=str(error))
     except Exception as error:  # one slide's surprise must not end the others
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        state = replace(state, status="failed", reason=reason, details={_TRACE: traceback.format_exc()})
+        details = {**state.details, _TRACE: traceback.format_exc()}
+        state = replace(state, status="failed", reason=reason, details=details)
     state = replace(state, seconds=round(time.perf_counter() - started, 3))
     write_state(path, state)
     return state
 
 
-def task_settings(options: PatchOptions, task: SlideTask) -> dict[str, Any]:
-    """Return what decides a slide's outcome, besides its content."""
-    return {**options.settings(), **asdict(task.preset), "mpp": task.mpp}
+def _same(options: PatchOptions, task: SlideTask, content: str, state: SlideState | None) -> SlideState | None:
+    """Return a stored outcome if it is of these settings and of this content."""
+    if state is None or not is_of(options, task, state):
+        return None
+    return state if state.key == job_key({"settings": state.settings}, content) else None
 
 
 def failed_unforeseen(state: SlideState) -> bool:
@@ -90,32 +113,53 @@ def failed_unforeseen(state: SlideState) -> bool:
 
 
 def _process(options: PatchOptions, task: SlideTask, state: SlideState, progress: Callable[[int], None]) -> SlideState:
+    missing, files = missing_outputs(options, task, state), options.outputs(task.name)
     with local_copy(task.path, options.cache_dir) as path, open_slide(path) as slide:
         check_whole(path)
-        geometry = _geometry(options, slide, level0_mpp(slide, task.mpp))
-        tissue = segment(slide, task.preset)
-        coordinates = _coordinates(options, task, slide, tissue, geometry)
-        files = options.outputs(task.name)
-        write_geojson(files["geojson"], tissue)
-        if options.overview:
-            picture = draw_overview(slide, tissue, coordinates, task.preset.vis_level, task.preset.line_thickness)
-            write_overview(files["overview"], picture)
-        details = {
-            "mpp0": geometry.mpp0,
-            "mpp": geometry.mpp,
-            "level": geometry.level,
-            "native": geometry.native,
-            "seg_level": tissue.level,
-            "seg_downsample": tissue.downsample,
-            "contours": len(tissue.contours),
-        }
-        if not len(coordinates):
-            reason = (
-                tissue.reason or f"no patch of {geometry.patch_size_level0} level-0 px fits {task.preset.contour_fn}"
-            )
-            return replace(state, status="empty", reason=reason, details=details)
-        _write(options, task.name, coordinates, slide, progress)
-    return replace(state, status="done", patches=len(coordinates), details=details)
+        mpp0, by_default = _mpp0(task, slide)
+        geometry = _geometry(options, slide, mpp0)
+        again = missing & {"coords", "geojson", "overview"} or "contours" not in state.details
+        tissue = segment(slide, task.preset) if again else None
+        if tissue is not None and "coords" in missing:
+            coordinates = _coordinates(options, task, slide, tissue, geometry)
+        else:
+            coordinates = _new_coordinates(task, slide, read_coordinates(files["coords"]).coords, geometry)
+        if tissue is not None:
+            details = _details(geometry, tissue)
+            if by_default:
+                details["default_mpp"] = mpp0
+            if "geojson" in missing:
+                write_geojson(files["geojson"], tissue)
+            if "overview" in missing:
+                vis_level, thickness = details["overview"] = drawn_with(task.preset)
+                write_overview(files["overview"], draw_overview(slide, tissue, coordinates, vis_level, thickness))
+            elif "overview" in state.details:
+                details["overview"] = state.details["overview"]
+            state = replace(state, details=details)
+        if tissue is not None and not len(coordinates):
+            size, test = geometry.patch_size_level0, task.preset.contour_fn
+            return replace(state, status="empty", reason=tissue.reason or f"no patch of {size} level-0 px fits {test}")
+        _write(options, task.name, coordinates, slide, missing, progress)
+    return replace(state, status="done", patches=len(coordinates))
+
+
+def _details(geometry: Geometry, tissue: Tissue) -> dict[str, Any]:
+    return {
+        "mpp0": geometry.mpp0,
+        "mpp": geometry.mpp,
+        "level": geometry.level,
+        "native": geometry.native,
+        "seg_level": tissue.level,
+        "seg_downsample": tissue.downsample,
+        "contours": len(tissue.contours),
+    }
+
+
+def _mpp0(task: SlideTask, slide: SlideReader) -> tuple[float, bool]:
+    """Return micrometres per level-0 px, and whether they are the default for want of better."""
+    if task.mpp is not None or task.default_mpp is None:
+        return level0_mpp(slide, task.mpp), False
+    return filled_mpp(slide, task.default_mpp)
 
 
 def _geometry(options: PatchOptions, slide: SlideReader, mpp0: float) -> Geometry:
@@ -137,7 +181,7 @@ def _coordinates(
 ) -> Coordinates:
     preset, size = task.preset, slide.level_dimensions[0]
     coords = tissue_grid(tissue.contours, tissue.holes, size, geometry, preset.contour_fn, preset.use_padding)
-    coordinates = Coordinates(task.name, size, coords, geometry, str(task.path.resolve()))
+    coordinates = _new_coordinates(task, slide, coords, geometry)
     if not options.drop_blank:
         return coordinates
     keep = np.ones(len(coords), dtype=bool)
@@ -146,31 +190,42 @@ def _coordinates(
     return replace(coordinates, coords=coords[keep])
 
 
+def _new_coordinates(task: SlideTask, slide: SlideReader, coords: NDArray[np.int64], geometry: Geometry) -> Coordinates:
+    place, number = str(task.path.resolve()), file_number(slide.path)
+    return Coordinates(task.name, slide.level_dimensions[0], coords, geometry, place, number)
+
+
 def _patches(
     coordinates: Coordinates, slide: SlideReader
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.uint8]]]:
     """Yield index, corner and pixels of all patches, in an order in which neighbours share tiles of the slide."""
-    for index in reading_order(coordinates.coords, slide.tile_size):
+    for index in reading_order(coordinates.coords, slide.tile_size, coordinates.geometry.level_downsample):
         corner = coordinates.coords[index]
         yield int(index), corner, read_patch(slide, coordinates.geometry, corner[0], corner[1])
 
 
 def _write(
-    options: PatchOptions, name: str, coordinates: Coordinates, slide: SlideReader, progress: Callable[[int], None]
+    options: PatchOptions,
+    name: str,
+    coordinates: Coordinates,
+    slide: SlideReader,
+    missing: set[str],
+    progress: Callable[[int], None],
 ) -> None:
-    """Write pixels and coordinates. The coordinate file comes last: where it is, all is."""
+    """Write the missing pixels and coordinates, the coordinate file last: where it is, all was written."""
     files = options.outputs(name)
     with ExitStack() as stack:
-        temporary = stack.enter_context(replacing(files["coords"]))
-        file = stack.enter_context(h5py.File(temporary, "w"))
-        dataset = file.create_dataset("coords", data=coordinates.coords)
-        dataset.attrs.update(coordinate_attributes(coordinates, slide, files["coords"].parent))
         sinks: list[PixelSink] = []
-        if "h5" in options.pixels:
-            sinks.append(H5Sink(file, len(coordinates), coordinates.geometry.patch_size))
-        if "tar" in options.pixels:
+        if missing & {"coords", "h5"}:
+            temporary = stack.enter_context(replacing(files["coords"]))
+            file = stack.enter_context(h5py.File(temporary, "w"))
+            dataset = file.create_dataset("coords", data=coordinates.coords)
+            dataset.attrs.update(coordinate_attributes(coordinates, slide, files["coords"].parent))
+            if "h5" in missing:
+                sinks.append(H5Sink(file, len(coordinates), coordinates.geometry.patch_size))
+        if "tar" in missing:
             sinks.append(stack.enter_context(tar_sink(files["tar"], name)))
-        if "jpeg" in options.pixels:
+        if "jpeg" in missing:
             sinks.append(stack.enter_context(folder_sink(files["jpeg"])))
         if not sinks:
             return
@@ -183,23 +238,3 @@ def _write(
                 progress(written)
                 written = 0
         progress(written)
-
-
-def _complete(options: PatchOptions, state: SlideState) -> bool:
-    files = options.outputs(state.name)
-    wanted = ["geojson", *(["overview"] if options.overview else [])]
-    if state.status == "done":
-        wanted += ["coords", *(kind for kind in options.pixels if kind != "h5")]
-    return all(files[kind].exists() for kind in wanted)
-
-
-def _remove_outputs(options: PatchOptions, name: str) -> None:
-    for path in options.outputs(name).values():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of a process that was killed
-            if stale.is_file():
-                stale.unlink(missing_ok=True)
-    remove_partial(options.outputs(name)["jpeg"])

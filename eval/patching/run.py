@@ -9,17 +9,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dinov2.slides.open import slide_name
+from eval.patching.local_copy import run_cache
 from eval.patching.options import JOB, PatchOptions, SlideTask
 from eval.patching.pool import Advanced, Died, Event, Finished, run_tasks
 from eval.patching.presets import Preset
-from eval.patching.process import failed_unforeseen, process_slide, task_settings
-from eval.patching.process_list import read_process_list, write_manifest, write_process_list
+from eval.patching.process import failed_unforeseen, process_slide
+from eval.patching.process_list import read_process_list
+from eval.patching.reports import write_reports
+from eval.patching.settings import is_of, settings_key, task_settings
 from eval.patching.slides import Shard, find_slides, read_mpps, take_shard
-from eval.patching.state import SlideState, job_key, read_state, state_path, write_state
-from eval.patching.summary import write_summary
-
-PROCESS_LIST = "process_list_autogen.csv"  # CLAM's name
-MANIFEST = "slides.csv"
+from eval.patching.state import SlideState, read_state, state_path, write_state
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,14 @@ class Plan:
     Attributes:
         slides: name -> what it would be done with, of all shards.
         tasks: what is to be done here.
+        preset: parameters of slides that no list names others for.
+        kept: slides that a process list leaves as they are, whatever the settings of their outcome.
     """
 
     slides: Mapping[str, SlideTask]
     tasks: Sequence[SlideTask]
+    preset: Preset
+    kept: frozenset[str] = frozenset()
 
 
 def make_plan(
@@ -50,9 +53,9 @@ def make_plan(
     Args:
         places: slides and folders of slides.
         preset: parameters of slides that no list names others for.
-        mpp: micrometres per level-0 px of all slides, whatever their metadata say.
-        mpp_csv: the same for each slide, see `read_mpps`; wins over `mpp`.
-        process_list: slides to do and their parameters, see `read_process_list`; a column mpp wins over both.
+        mpp: micrometres per level-0 px of slides whose metadata are not usable.
+        mpp_csv: the same for each slide, whatever its metadata say, see `read_mpps`.
+        process_list: slides to do and their parameters, see `read_process_list`; a column mpp wins over `mpp_csv`.
         shard: the part of the slides to do here.
         out: output folder; pictures in it are no slides.
 
@@ -69,8 +72,8 @@ def make_plan(
     presets = {name: preset if listed is None else listed[name].preset for name in slides}
     chosen = [name for name in slides if listed is None or listed[name].process]
     mine = {slide_name(path) for path in take_shard([slides[name] for name in chosen], shard)}
-    tasks = {name: SlideTask(name, slides[name], presets[name], mpps.get(name, mpp)) for name in slides}
-    return Plan(tasks, [tasks[name] for name in chosen if name in mine])
+    tasks = {name: SlideTask(name, slides[name], presets[name], mpps.get(name), mpp) for name in slides}
+    return Plan(tasks, [tasks[name] for name in chosen if name in mine], preset, frozenset(slides) - set(chosen))
 
 
 def run_patching(
@@ -78,8 +81,8 @@ def run_patching(
 ) -> list[SlideState]:
     """Do what is missing, and return the states of this shard's slides.
 
-    Writes the folders that `PatchOptions.outputs` names, and OUT/process_list_autogen.csv, OUT/slides.csv and the
-    summary, these also when interrupted.
+    Writes the folders that `PatchOptions.outputs` names, and the reports of all slides in OUT, see
+    `eval.patching.reports`, these also when interrupted.
 
     Args:
         plan: see `make_plan`.
@@ -91,10 +94,12 @@ def run_patching(
     states: dict[str, SlideState] = {}
     try:
         with (
+            run_cache(options.cache_dir) as cache_dir,
             tqdm(total=len(plan.tasks), unit="slide", desc=JOB, disable=not progress) as slide_bar,
             tqdm(unit="patch", desc="pixels", disable=not (progress and options.pixels)) as patch_bar,
         ):
-            for event in run_tasks(partial(process_slide, options), plan.tasks, workers, failed_unforeseen):
+            here = replace(options, cache_dir=cache_dir)
+            for event in run_tasks(partial(process_slide, here), plan.tasks, workers, failed_unforeseen):
                 if isinstance(event, Advanced):
                     patch_bar.update(event.count)
                     continue
@@ -104,7 +109,7 @@ def run_patching(
                 failed = sum(s.status == "failed" for s in states.values())
                 slide_bar.set_postfix(patches=sum(s.patches for s in states.values()), failed=failed)
     finally:
-        _write_reports(plan, options, states, settings)
+        write_reports(plan.slides, plan.preset, plan.kept, options, states, settings)
     return [states[task.name] for task in plan.tasks]
 
 
@@ -113,26 +118,13 @@ def _outcome(event: Event, task: SlideTask, options: PatchOptions) -> SlideState
         return event.result
     assert isinstance(event, Died)
     path = state_path(options.out, JOB, task.name)
-    before, settings = read_state(path), job_key(task_settings(options, task))
-    if before is None or before.settings != settings:  # it died before it began
-        before = SlideState(task.name, str(task.path), "", "running", settings=settings)
+    before = read_state(path)
+    if before is None or not is_of(options, task, before):  # it died before it began
+        parameters = task_settings(options, task)
+        settings = settings_key(parameters)
+        slide = str(task.path.absolute())
+        before = SlideState(task.name, slide, "", "running", settings=settings, parameters=parameters)
     state = replace(before, status="failed", reason=event.reason)
     with suppress(OSError):  # the disk is full, say: the state in memory still makes the exit code and the message
         write_state(path, state)
     return state
-
-
-def _write_reports(
-    plan: Plan, options: PatchOptions, here: Mapping[str, SlideState], settings: Mapping[str, object]
-) -> None:
-    """Write process list, manifest and summary of all slides, those that other shards have done included."""
-    out, known = options.out, dict(here)
-    for name, task in plan.slides.items():
-        state = None if name in known else read_state(state_path(out, JOB, name))
-        if state is not None and state.settings == job_key(task_settings(options, task)):
-            known[name] = state
-    states = [known[name] for name in plan.slides if name in known]
-    slides = {name: task.path for name, task in plan.slides.items()}
-    write_process_list(out / PROCESS_LIST, slides, {name: task.preset for name, task in plan.slides.items()}, states)
-    write_manifest(out / MANIFEST, [slides[state.name] for state in states if state.status == "done"])
-    write_summary(out, JOB, states, settings, [name for name in plan.slides if name not in known])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dinov2.slides.companions import companions
 from dinov2.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class SlideState:
         patches: how many came out.
         details: whatever the job adds (resolution, level, ...).
         settings: key of the settings alone, by which another job's outcome is told without reading the slide.
+        parameters: the settings themselves, for people and for the reports of later calls.
     """
 
     name: str
@@ -48,6 +50,7 @@ class SlideState:
     patches: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
     settings: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def final(self) -> bool:
@@ -77,6 +80,11 @@ def read_states(out: Path, job: str) -> list[SlideState]:
     return [state for state in found if state is not None]
 
 
+def lock_path(out: Path, job: str, name: str) -> Path:
+    """Return the file that is locked by the process which works on a slide."""
+    return out / "state" / job / f".{name}.lock"
+
+
 def write_state(path: Path, state: SlideState) -> None:
     """Replace a slide's state."""
     write_text(path, json.dumps(dataclasses.asdict(state), indent=1) + "\n")
@@ -88,7 +96,16 @@ def job_key(settings: Mapping[str, Any], *contents: str) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Return the sha256 of a file's size and of its first and last MiB: two quick reads, however large the slide."""
+    """Return the sha256 of a file's size and of its first and last MiB: two quick reads, however large the slide.
+
+    Of a slide in several files also that of the others' names, sizes and times.
+    """
+    digest = _digest(path)
+    others = [(other.name, other.stat().st_size, other.stat().st_mtime_ns) for other in companions(path)]
+    return digest if not others else hashlib.sha256(json.dumps([digest, others]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

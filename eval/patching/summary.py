@@ -1,18 +1,35 @@
 """What a job did, for people (Markdown) and programs (JSON)."""
 
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from dinov2.utils.files import write_text
+from eval.patching.locks import BusyError, alone
 from eval.patching.state import SlideState, Status
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds; other processes write reports, too
 # In the table, what needs attention comes first.
 ORDER: tuple[Status, ...] = ("failed", "running", "empty", "done")
 STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+def write_reports_alone(out: Path, job: str, write: Callable[[], None]) -> None:
+    """Call `write`, which reads states and writes reports, while no other process does.
+
+    Where that cannot be a warning says why: what the slides have come to must still be told.
+    """
+    try:
+        with alone(out / "state" / f".{job}.lock", f"the reports in {out}", _PATIENCE):
+            write()
+    except (OSError, BusyError) as error:
+        logger.warning("%s: the reports are not up to date: %s", out, error)
 
 
 def write_summary(
@@ -67,6 +84,7 @@ def _markdown(job: str, totals: Mapping[str, Any], settings: Mapping[str, Any], 
     ]
     order = sorted(states, key=lambda s: (ORDER.index(s.status), s.name))
     for s in order:
-        reason = s.reason.replace("|", "\\|").replace("\n", " ")
+        parts = (s.reason, f"other settings: {s.details['other_settings']}" if "other_settings" in s.details else "")
+        reason = "; ".join(filter(None, parts)).replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {s.name} | {s.status} | {s.patches} | {s.seconds:.2f} | {s.attempts} | {reason} |")
     return "\n".join(lines) + "\n"

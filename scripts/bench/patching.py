@@ -1,10 +1,11 @@
 """Slides to coordinates and to pixels: `eval.patching` against plain loops, on real slides and a generated pyramid.
 
 Slides a second for segmentation and coordinates, patches a second for pixels, in one process and on all cores; memory
-over many slides; time against size. Results are compared before they are timed.
+over many slides, with pixels too; time against size. Results are compared before they are timed.
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from common import Options, WrongResultError, make_parser, parse, run
-from pyramid import SVS, make_pyramid
+from pyramid import SVS, level_factors, make_pyramid
 from report import Report
 from slide_peers import loop_coordinates, loop_pixels
 from timing import interleave
@@ -27,6 +28,7 @@ from dinov2.slides.coordinates import geometry_at_level, read_patch, reading_ord
 from dinov2.utils.errors import UserError
 from eval.patching.grid import tissue_grid
 from eval.patching.options import PatchOptions, SlideTask
+from eval.patching.outputs import remove_outputs
 from eval.patching.pool import Finished, run_tasks
 from eval.patching.presets import load_preset
 from eval.patching.process import process_slide
@@ -52,7 +54,7 @@ def our_pixels(path: Path, coords: np.ndarray, side: int) -> int:
     """Read all patches in the slide's order; return their number."""
     with open_slide(path) as slide:
         geometry = geometry_at_level(slide, 0, side, 0.5)
-        for index in reading_order(coords, slide.tile_size):
+        for index in reading_order(coords, slide.tile_size, geometry.level_downsample):
             read_patch(slide, geometry, *coords[index])
     return len(coords)
 
@@ -86,6 +88,28 @@ def measure_slide(path: Path, side: int, most: int, options: Options, report: Re
     for kind in ("coordinates", "pixels"):
         ratio = times[f"{kind}: loop"].minimum / times[f"{kind}: ours"].minimum
         report.ratios[f"{path.name}: {kind}, ours over the loop"] = ratio
+    report.save()
+
+
+def measure_pool(path: Path, side: int, most: int, options: Options, report: Report) -> None:
+    """Time both ways in a pool of a process a core, which has been started and has imported everything."""
+    coords = our_coordinates(path, side)[:most]
+    tasks = [path] * (2 * options.threads)
+    with multiprocessing.get_context("spawn").Pool(options.threads) as pool:
+        work: dict[str, Callable[[Path], object]] = {
+            "coordinates: ours": partial(our_coordinates, side=side),
+            "coordinates: loop": partial(loop_coordinates, preset=PRESET, side=side),
+            "pixels: ours": partial(our_pixels, coords=coords, side=side),
+            "pixels: loop": partial(loop_pixels, coords=coords, side=side),
+        }
+        calls = {name: partial(pool.map, call, tasks, chunksize=1) for name, call in work.items()}
+        times = interleave(calls, options.device, options.repeats, options.seconds)
+    for name, timing in times.items():
+        rate = {"slides_s": len(tasks) / timing.minimum, "processes": options.threads}
+        report.rows.append({"slide": path.name, "what": f"{name}, all cores", **timing.columns, **rate})
+    for kind in ("coordinates", "pixels"):
+        ratio = times[f"{kind}: loop"].minimum / times[f"{kind}: ours"].minimum
+        report.ratios[f"{path.name}: {kind} on all cores, ours over the loop"] = ratio
     report.save()
 
 
@@ -128,21 +152,24 @@ def _grow(job: PatchOptions, path: Path, count: int, task: int, progress: Callab
     sizes = []
     for number in range(count):
         process_slide(job, SlideTask(f"{number}", path, PRESET, 0.5), progress)
+        remove_outputs(job, f"{number}")  # pixels of many slides would fill the disk
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes.append(pages * resource.getpagesize() / 2**20)
     return sizes
 
 
-def measure_memory(path: Path, side: int, count: int, report: Report) -> None:
+def measure_memory(path: Path, side: int, count: int, pixels: tuple[str, ...], report: Report) -> None:
     """Memory of a worker after a tenth of `count` slides and after all: how much it has grown."""
     with tempfile.TemporaryDirectory() as folder:
-        job = PatchOptions(Path(folder), patch_size=side)
-        (event,) = run_tasks(partial(_grow, job, path, count), [0], 1)
-    assert isinstance(event, Finished)
+        job = PatchOptions(Path(folder), patch_size=side, pixels=pixels)
+        *_, event = run_tasks(partial(_grow, job, path, count), [0], 1)
+    if not isinstance(event, Finished):
+        raise WrongResultError(str(event))
     early, late = event.result[max(count // 10 - 1, 0)], event.result[-1]
-    report.rows.append({"slide": path.name, "what": f"MiB after {max(count // 10, 1)} slides", "mib": early})
-    report.rows.append({"slide": path.name, "what": f"MiB after {count} slides", "mib": late})
-    report.ratios[f"memory after {max(count // 10, 1)} slides over that after {count}"] = early / late
+    what = f" with pixels in {' and '.join(pixels)}" if pixels else ""
+    report.rows.append({"slide": path.name, "what": f"MiB after {max(count // 10, 1)} slides{what}", "mib": early})
+    report.rows.append({"slide": path.name, "what": f"MiB after {count} slides{what}", "mib": late})
+    report.ratios[f"memory after {max(count // 10, 1)} slides over that after {count}{what}"] = early / late
     report.save()
 
 
@@ -180,12 +207,15 @@ def program(argv: Sequence[str] | None) -> None:
     for folder in _work_folder(args.work):
         large = make_pyramid(folder / f"pyramid-{args.size}.tif", args.size)
         half = int(args.size / np.sqrt(2))
-        small = make_pyramid(folder / f"pyramid-{half}.tif", half)
+        factors = level_factors(args.size)
+        small = make_pyramid(folder / f"pyramid-{half}-to-{factors[-1]}.tif", half, factors=factors)
         for path in (*args.slides, large):
             measure_slide(path, args.patch, args.most, options, report)
+        measure_pool(args.slides[0], args.patch, args.most, options, report)
         measure_processes(args.slides[0], args.patch, args.copies, options, report)
         measure_growth((small, large), args.patch, options, report)
-        measure_memory(args.slides[0], args.patch, args.memory_slides, report)
+        measure_memory(args.slides[0], args.patch, args.memory_slides, (), report)
+        measure_memory(large, args.patch, max(args.memory_slides // 20, 2), ("h5",), report)
     report.show()
 
 

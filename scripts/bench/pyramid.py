@@ -1,6 +1,6 @@
 """A tiled TIFF pyramid of any size, made of the tissue of a real slide."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,22 @@ WHITE = 245
 _MARGIN = 0.1  # of each side, without tissue
 
 
-def make_pyramid(path: Path, size: int, source: Path = SVS) -> Path:
+def level_factors(size: int) -> tuple[int, ...]:
+    """Return the downsamples of the levels that are at least a tile wide."""
+    return tuple(factor for factor in FACTORS if factor == 1 or size // factor >= TILE)
+
+
+def make_pyramid(path: Path, size: int, source: Path = SVS, factors: Sequence[int] = ()) -> Path:
     """Write a square slide of `size` px, tissue repeated in its middle and a white margin; nothing if it is there.
 
     Tiles are made as they are written, so that memory does not grow with the size.
+
+    Args:
+        path: the file.
+        size: px.
+        source: the slide with the tissue.
+        factors: downsamples of its levels, by default `level_factors(size)`. What is timed at two sizes needs the same
+            ones: tissue is found on the level nearest to 64, which is otherwise sixteen times larger on one of them.
     """
     if path.exists():
         return path
@@ -29,9 +41,7 @@ def make_pyramid(path: Path, size: int, source: Path = SVS) -> Path:
         width, height = (side // FACTORS[-1] * FACTORS[-1] for side in slide.level_dimensions[0])
         tissue = slide.read_region((0, 0), 0, (width, height))  # (H, W, 3)
     with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as writer:
-        for factor in FACTORS:
-            if size // factor < TILE and factor > 1:
-                break
+        for factor in factors or level_factors(size):
             blocks = tissue.reshape(height // factor, factor, width // factor, factor, 3)
             side = size // factor
             writer.write(

@@ -50,6 +50,9 @@ def test_a_torchscript_file_whose_normalisation_is_given(tmp_path) -> None:
     np.testing.assert_allclose(encoder.embed(IMAGES), expected(0.5, 0.2), atol=1e-5)
     other = make_encoder(f"torchscript:{path},size=16,mean=0.5/0.5/0.5,std=0.2/0.2/0.3")
     assert encoder_key(encoder) != encoder_key(other)
+    asked = make_encoder(f"torchscript:{path},size=16,mean=0.5/0.5/0.5,std=0.2/0.2/0.2", pooling="cls")
+    assert encoder_key(asked) == encoder_key(encoder)
+    assert asked.settings["pooling"] == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -94,3 +94,10 @@ def test_reading_order_visits_each_tile_once(corners, tile) -> None:
     visited = [tuple(coords[i] // tile) for i in order]
     runs = [tile for tile, _ in itertools.groupby(visited)]
     assert len(runs) == len(set(runs))
+
+
+def test_reading_order_of_a_coarser_level() -> None:
+    corners = [(x, y) for y in (0, 256, 512, 768) for x in (0, 256, 512, 768)]
+    order = reading_order(np.array(corners), (128, 128), 4.0)  # tiles of 512 level-0 px, four patches each
+    visited = [(corners[i][0] // 512, corners[i][1] // 512) for i in order]
+    assert len(list(itertools.groupby(visited))) == 4

@@ -1,12 +1,14 @@
 """Coordinate files: read back as written, and read by the arithmetic of CLAM's and TRIDENT's feature extraction."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinov2.slides import Coordinates, CoordinatesError, open_slide, read_coordinates, write_coordinates
-from dinov2.slides.coordinates import check_slide, geometry_at_level, geometry_at_mpp, read_patch
+from dinov2.slides.coordinates import check_slide, file_number, geometry_at_level, geometry_at_mpp, read_patch
 from dinov2.slides.coordinates_file import find_coordinates
 
 
@@ -155,3 +157,25 @@ def test_names_of_all_three_tools_are_found(tmp_path, name) -> None:
     assert find_coordinates(tmp_path, "a") == tmp_path / name
     with pytest.raises(CoordinatesError, match="no coordinates of slide b"):
         find_coordinates(tmp_path, "b")
+
+
+def test_another_slide_of_the_same_size(tmp_path, write_slide) -> None:
+    images = [np.full((200, 100, 3), value, np.uint8) for value in (90, 91)]
+    slide, other = (write_slide(tmp_path / f"{i}.tif", image) for i, image in enumerate(images))
+    assert slide.stat().st_size == other.stat().st_size
+    with open_slide(slide) as opened, open_slide(other) as wrong:
+        geometry = geometry_at_level(opened, 0, 64, 0.5)
+        coordinates = Coordinates("a", (100, 200), np.array([[0, 0]]), geometry, "", file_number(slide))
+        write_coordinates(tmp_path / "a.h5", coordinates, opened)
+        read = read_coordinates(tmp_path / "a.h5")
+        check_slide(read, opened)
+        with pytest.raises(CoordinatesError, match=r"another file than .*1\.tif: another slide of the same size"):
+            check_slide(read, wrong)
+        write_coordinates(tmp_path / "old.h5", replace(coordinates, file_number=None), opened)
+        check_slide(read_coordinates(tmp_path / "old.h5"), wrong)
+
+
+def test_patches_further_apart_than_wide_do_not_overlap(slide, tmp_path) -> None:
+    write_coordinates(tmp_path / "a.h5", make(slide, level=0, overlap=-100), slide)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["coords"].attrs["overlap"] == 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dinov2.slides import SlideError
-from dinov2.slides.magnification import level0_mpp, magnification
+from dinov2.slides.magnification import filled_mpp, level0_mpp, magnification
 
 
 def slide(x=None, y=None, power=None):
@@ -42,6 +42,16 @@ def test_unknown_and_contradictory(found, message) -> None:
     with pytest.raises(SlideError, match=message):
         level0_mpp(found)
     assert level0_mpp(found, 0.31) == 0.31
+    assert filled_mpp(found, 0.31) == (0.31, True)
+
+
+def test_a_pixel_size_for_slides_without_one() -> None:
+    assert filled_mpp(slide(0.5, 0.5), 0.509) == (0.5, False)
+    with pytest.raises(SlideError, match=r"a\.svs: --mpp 0.25 was given .* say 0.5 um per px.*--mpp-csv"):
+        filled_mpp(slide(0.5, 0.5), 0.25)
+    for found in (slide(0.5, 0.5), slide()):
+        with pytest.raises(SlideError, match="not a magnification"):
+            filled_mpp(found, 20)
 
 
 @pytest.mark.parametrize("given_mpp", [20, 40, 0, -1, float("nan"), float("inf")])

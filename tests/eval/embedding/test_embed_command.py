@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -380,6 +381,7 @@ def test_coordinates_that_do_not_name_their_slide(patched, tmp_path, capsys) -> 
     for path in (patched / "patches").glob("*.h5"):
         with h5py.File(path, "r+") as file:
             file["coords"].attrs["slide"] = ""
+    shutil.rmtree(patched / "state")
     assert embed("--encoder", "color-stats", "--coords", patched, "--out", tmp_path / "f") == 1
     assert "does not say where its slide is. Give --slides" in capsys.readouterr().err
 

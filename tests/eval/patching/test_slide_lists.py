@@ -6,6 +6,7 @@ import json
 import pytest
 
 from eval.errors import EvalError
+from eval.patching.local_copy import local_copy
 from eval.patching.presets import Preset, load_preset
 from eval.patching.process_list import COLUMNS, read_process_list, write_process_list
 from eval.patching.slides import Shard, find_slides, read_mpps, take_shard
@@ -149,3 +150,53 @@ def test_summaries_and_exit_codes(tmp_path) -> None:
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row.split("|")[1].strip() for row in rows] == ["c", "b", "a"]
     assert "cut \\| off here" in rows[0]
+
+
+def test_linked_folders_are_followed_once_and_broken_links_are_kept(folder, tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.svs").write_bytes(b"")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "linked" / "back").symlink_to(folder)
+    (folder / "lost.svs").symlink_to(tmp_path / "nowhere.svs")
+    (folder / "self.svs").symlink_to(folder / "self.svs")
+    names = ["a.TIFF", "b.svs", "c.ome.tif", "far.svs", "lost.svs", "self.svs"]
+    assert [path.name for path in find_slides([folder])] == names
+
+
+def test_parts_of_a_slide(tmp_path) -> None:
+    (tmp_path / "a.vms").write_text("[Virtual Microscope Specimen]\nImageFile=a.jpg\nMapFile=a_map.jpg\nNoLayers=1\n")
+    for name in ("a.jpg", "a_map.jpg", "other.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert [path.name for path in find_slides([tmp_path])] == ["a.vms", "other.jpg"]
+    (tmp_path / "b.mrxs").write_bytes(b"table")
+    (tmp_path / "b").mkdir()
+    for slide, part in (("a.vms", "a_map.jpg"), ("b.mrxs", "b/Data0001.dat")):
+        (tmp_path / part).write_bytes(b"data")
+        before = fingerprint(tmp_path / slide)
+        (tmp_path / part).write_bytes(b"other data")
+        assert fingerprint(tmp_path / slide) != before
+        with local_copy(tmp_path / slide, tmp_path / "cache") as copy:
+            assert (copy.parent / part).read_bytes() == b"other data"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide_id,mpp\nc,0.5\nd.svs,0.25\n", r"no row gives the pixel size of one of the 2 slides \(a, b\)"),
+        ("slide_id,mpp\na,0.5\nb,0.5\na.TIFF,0.25\n", r"line 4: a has 0.25 here and 0.5 above"),
+    ],
+)
+def test_tables_of_pixel_sizes_that_help_nobody(folder, tmp_path, text, message) -> None:
+    (tmp_path / "mpp.csv").write_text(text)
+    with pytest.raises(EvalError, match=message):
+        read_mpps(tmp_path / "mpp.csv", {"a": folder / "deep/er/a.TIFF", "b": folder / "b.svs"})
+
+
+def test_cells_of_process(folder, tmp_path) -> None:
+    table, slides = tmp_path / "list.csv", {"a": folder / "a.tiff"}
+    table.write_text("slide_id,process\na,1.0\ngone.svs,0\n")
+    assert set(read_process_list(table, slides, Preset())) == {"a"}
+    for cell in ("yes", "2", "TRUE"):
+        table.write_text(f"slide_id,process\na,{cell}\n")
+        with pytest.raises(EvalError, match=f"line 2: process = '{cell}'; it must be 1"):
+            read_process_list(table, slides, Preset())

@@ -1,12 +1,16 @@
 """Segmentation: planted tissue is found, planted holes are not, and the area filters count in CLAM's unit."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinov2.slides import SlideError, open_slide
-from eval.patching.presets import Preset
+from dinov2.slides.reader import paste_region
+from eval.patching.presets import Preset, load_preset
 from eval.patching.segmentation import segment, tissue_mask
 from eval.patching.thumbnail import level_nearest, reduced_image, reduction_for
 
@@ -148,3 +152,45 @@ def test_reduction_is_the_least_that_suffices() -> None:
         factor = reduction_for((width, height), limit)
         assert width * height / factor**2 <= limit
         assert factor == 1 or width * height / (factor - 1) ** 2 > limit
+
+
+class Drawn:
+    """A slide of two levels of which only the smaller, downsample 64, can be read: an array."""
+
+    path, properties, tile_size = Path("drawn.svs"), {}, (256, 256)
+
+    def __init__(self, image) -> None:
+        height, width = image.shape[:2]
+        self.image, self.level_downsamples = image, (1.0, 64.0)
+        self.level_dimensions = ((64 * width, 64 * height), (width, height))
+
+    def read_region(self, location, level, size):
+        assert level == 1
+        return paste_region(self.image, location[0] // 64, location[1] // 64, size)
+
+
+@pytest.mark.parametrize("preset", ["biopsy", "resection", "tcga"])
+def test_the_published_presets_find_planted_ellipses(preset) -> None:
+    """Two pieces of tissue of 20,480 level-0 px, one with two holes, at the parameters as they are published."""
+    colours = np.random.default_rng(0).normal((205, 120, 170), 12, (300, 400, 3))
+    truth = np.zeros((300, 400), np.uint8)
+    for centre, axes, angle, value in (
+        ((130, 150), (110, 120), 20, 1),
+        ((320, 150), (60, 130), -10, 1),
+        ((110, 110), (34, 28), 40, 0),
+        ((150, 200), (40, 30), 0, 0),
+    ):
+        cv2.ellipse(truth, centre, axes, angle, 0, 360, value, cv2.FILLED)
+    background = np.random.default_rng(1).normal(243, 1, (300, 400, 1))
+    image = np.where(truth[..., None] > 0, colours, background).clip(0, 255).round().astype(np.uint8)
+    tissue = segment(Drawn(image), load_preset(preset))
+    assert (tissue.downsample, sorted(map(len, tissue.holes))) == (64, [0, 2])
+    small = replace(
+        tissue,
+        contours=[contour // 64 for contour in tissue.contours],
+        holes=[[hole // 64 for hole in holes] for holes in tissue.holes],
+    )
+    mask = filled(small, (400, 300))
+    assert iou(mask, truth.astype(bool)) > 0.95
+    for centre in ((110, 110), (150, 200)):
+        assert not mask[centre[1] - 15 : centre[1] + 15, centre[0] - 15 : centre[0] + 15].any()
