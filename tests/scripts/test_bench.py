@@ -1,43 +1,15 @@
 """The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
 
-import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_programs import quick
 
-BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
-MODULES = [path.stem for path in sorted(BENCH.glob("*.py"))]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
-    """The modules of scripts/bench, which is no package, imported as `python scripts/bench/NAME.py` does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    for name in MODULES:  # their names are common words
-        sys.modules.pop(name, None)
-
-
-def quick(module: ModuleType, tmp_path: Path, *options: str) -> dict:
-    """Run a program with tiny shapes and return its JSON."""
-    path = tmp_path / "results" / "out.json"
-    runner = importlib.import_module("common").run
-    assert runner(module.program, ["--quick", "--threads", "1", "--no-memory", "--json", str(path), *options]) == 0
-    assert [p.name for p in path.parent.iterdir()] == ["out.json"]
-    content = json.loads(path.read_text())
-    assert {"machine", "command", "rows", "ratios"} <= set(content)
-    assert content["machine"]["torch"] == torch.__version__
-    assert content["machine"]["threads"] == 1
-    assert content["machine"]["cpu"]
-    return content
 
 
 def test_selective_scan(bench, tmp_path, capsys):
@@ -99,6 +71,23 @@ def test_einfft(bench, tmp_path):
     content = quick(bench.einfft, tmp_path)
     assert {"ours (products)", "ours (reference)", "literal fft2"} <= {row["name"] for row in content["rows"]}
     assert len(content["ratios"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "dim", "backends"),
+    [(4097, 16, {"ours (reference)"}), (257, 1536, {"ours (products)", "ours (reference)"})],
+)
+def test_einfft_takes_the_backends_that_run_for_so_many_tokens(bench, length, dim, backends):
+    shape = {"batch": 1, "length": length, "dim": dim}
+    found = {c.name for c in bench.einfft.contenders(shape, CPU, torch.float32, lambda _: None) if not c.peer}
+    assert found - {"ours (native)"} == backends
+    assert bench.einfft.ours(shape, CPU, torch.float32) in found
+    assert length == 257 or "ours (native)" not in found
+
+
+def test_einfft_at_a_length_beyond_that_of_the_products(bench, tmp_path):
+    rows = quick(bench.einfft, tmp_path, "--lengths", "1101", "--dim", "16")["rows"]
+    assert {row["name"] for row in rows} == {"ours (reference)", "literal fft2"}
 
 
 def test_conv_silu(bench, tmp_path):
