@@ -1,6 +1,5 @@
 """The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
 
-import json
 import sys
 import time
 from types import SimpleNamespace
@@ -207,77 +206,6 @@ def test_user_errors_are_one_line(bench, capsys):
     assert "unknown backbone 'vit13'" in capsys.readouterr().err
     assert bench.common.run(bench.backbones.program, ["--quick", "--crops", "many"]) == 2
     assert "COUNTxSIZE" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_the_gpu_programs_say_so(bench, capsys, tmp_path):
-    path = tmp_path / "gpu.json"
-    assert bench.common.run(bench.gpu.program, ["--json", str(path)]) == 2
-    assert capsys.readouterr().err.count("error: PyTorch finds no CUDA device here") == 1
-    assert bench.common.run(bench.ssd.program, ["--quick", "--device", "cuda"]) == 2
-    assert "error: --device cuda: PyTorch finds no CUDA device here" in capsys.readouterr().err
-    assert not path.exists()
-
-
-def test_gpu_gathers_what_its_parts_write(bench, tmp_path, monkeypatch, capsys):
-    """The GPU programs' options on a CPU: one part that succeeds, and one that runs out of time."""
-    monkeypatch.setattr(bench.gpu.torch.cuda, "is_available", lambda: True)
-    fake = tmp_path / "bench"
-    fake.mkdir()
-    content = {"machine": {"gpu": "some"}, "rows": [{"name": "ours"}], "ratios": {"x over y": 2.0}, "notes": ["a note"]}
-    (fake / "einfft.py").write_text(
-        "import json, sys\n"
-        "assert sys.argv[1:5] == ['--device', 'cuda', '--dtype', 'bf16']\n"
-        f"open(sys.argv[sys.argv.index('--json') + 1], 'w').write(json.dumps({content!r}))\n"
-    )
-    (fake / "ssd.py").write_text("import time\nprint('began', flush=True)\ntime.sleep(60)\n")
-    monkeypatch.setattr(bench.gpu, "HERE", fake)
-    monkeypatch.setattr(bench.gpu, "PARTS", {"einfft": bench.gpu.Part((), 20), "ssd": bench.gpu.Part((), 0.5)})
-    out = tmp_path / "docs" / "gpu.json"
-    with pytest.raises(SystemExit) as stopped:
-        bench.gpu.program(["--no-tests", "--json", str(out), "--parts", "einfft", "ssd"])
-    assert stopped.value.code == 1
-    written = json.loads(out.read_text())
-    assert written["machine"] == {"gpu": "some"}
-    assert written["rows"] == [{"part": "einfft", "name": "ours"}]
-    assert written["ratios"] == {"einfft, x over y": 2.0}
-    assert "einfft: a note" in written["notes"]
-    assert any("ssd: exit code None: out of time after" in note for note in written["notes"])
-    assert written["seconds"] < 30
-
-
-def test_the_parts_of_the_gpu_run_give_options_that_their_programs_take(bench, tmp_path, monkeypatch):
-    measured: list[object] = []
-    monkeypatch.setattr(bench.backbones, "measure_backbones", lambda names, groups, *rest: measured.append(groups))
-    for name, part in bench.gpu.PARTS.items():
-        quick(getattr(bench, name), tmp_path, "--limit", "-1", *part.options)
-    images = bench.backbone_calls.Images
-    assert measured == [[images(128, 256), images(512, 112)]]  # 64 tiles of 2 global and 8 local crops
-
-
-def test_the_budget_of_the_gpu_run(bench):
-    """Kernels and backbones with what goes before them in under eight minutes, the whole in under twelve."""
-    seconds = {name: part.seconds for name, part in bench.gpu.PARTS.items()}
-    before = max(bench.gpu.TEST_SECONDS, bench.gpu.BUILD_SECONDS)
-    assert before + sum(seconds.values()) < 720
-    assert before + sum(seconds.values()) - seconds["train_step"] - seconds["data"] < 480
-
-
-def test_peers_are_unpacked_from_their_source_distributions(bench, tmp_path):
-    import tarfile
-
-    sdists, folder = tmp_path / "sdists", tmp_path / "out"
-    sdists.mkdir()
-    (tmp_path / "file.cu").write_text("kernel")
-    for name in ("mamba_ssm-9.9", "causal_conv1d-1.2.3"):
-        with tarfile.open(sdists / f"{name}.tar.gz", "w:gz") as archive:
-            archive.add(tmp_path / "file.cu", f"{name}/csrc/file.cu")
-    trees = bench.build_peers.unpack(sdists, folder)
-    assert (trees["mamba_ssm"] / "csrc" / "file.cu").read_text() == "kernel"
-    assert trees["causal_conv1d"].name == "causal_conv1d-1.2.3"
-    (sdists / "mamba_ssm-9.9.tar.gz").unlink()
-    with pytest.raises(ValueError, match=r"holds no mamba_ssm-\*\.tar\.gz; get them with"):
-        bench.build_peers.unpack(sdists, folder)
 
 
 @pytest.mark.gpu
