@@ -12,7 +12,7 @@ from dinov2.layers.einfft import EinFFT
 from dinov2.layers.hydra import Hydra
 from dinov2.layers.mamba_vision import MambaVisionMixer
 from dinov2.layers.mlp import Mlp
-from dinov2.layers.patch_embed import PatchEmbed
+from dinov2.layers.patch_embed import PatchEmbed, check_masks
 from dinov2.layers.swiglu import SwiGLU
 from dinov2.layers.vim import BidirectionalMamba
 from dinov2.models.init import initialise
@@ -66,7 +66,11 @@ class IsotropicBackbone(nn.Module):
         return features if is_training else self.head(features["x_norm_clstoken"])
 
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> Features:
-        """Embed images (B, 3, H, W); patches where `masks` (B, N) is True are replaced by the mask token."""
+        """Embed images (B, 3, H, W); patches where `masks` (B, N) is True are replaced by the mask token.
+
+        Raises:
+            ImageError: images or masks of another shape, dtype or device than the backbone takes.
+        """
         tokens = self._embed(x, masks)
         for block in self.blocks:
             tokens = block(tokens)
@@ -128,7 +132,7 @@ class IsotropicBackbone(nn.Module):
         wanted = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
         if any(not 0 <= index < depth for index in wanted):
             raise ValueError(f"get_intermediate_layers: blocks {wanted} asked for; there are blocks 0 to {depth - 1}")
-        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        rows, columns = self.patch_embed.grid_of(x)
         tokens = self._embed(x, None)
         outputs = {}
         for index, block in enumerate(self.blocks):
@@ -146,11 +150,10 @@ class IsotropicBackbone(nn.Module):
 
     def _embed(self, x: Tensor, masks: Tensor | None) -> Tensor:
         """Return the tokens (B, 1 + R + N, D) in the order in which the blocks see them."""
-        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        rows, columns = self.patch_embed.grid_of(x)
         patches = self.patch_embed(x)  # (B, N, D)
         if masks is not None:
-            if tuple(masks.shape) != tuple(patches.shape[:2]):
-                raise ValueError(f"masks have shape {tuple(masks.shape)}; expected {tuple(patches.shape[:2])}")
+            check_masks(masks, patches)
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype).unsqueeze(0), patches)
         special = self.cls_token.expand(x.shape[0], -1, -1)  # (B, 1, D)
         if self.pos_embed is not None:
