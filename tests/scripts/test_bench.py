@@ -1,7 +1,7 @@
 """The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
 
+import itertools
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -142,20 +142,24 @@ def test_channels_outside_changes_the_layout_alone(bench):
     assert relaid.grad.mT.is_contiguous()
 
 
-def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench):
-    order: list[str] = []
+def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench, monkeypatch):
+    """By a clock that advances by 1/16 s with the one call and by 1/1024 s with the other."""
+    now, order = 0.0, []
 
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.06)
+    def call(name: str, seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        order.append(name)
 
-    timings = bench.timing.interleave({"slow": slow, "quick": lambda: order.append("quick")}, CPU, 3, seconds=0.1)
-    assert len(timings["slow"].samples) == 2
-    assert len(timings["quick"].samples) == 3
-    assert timings["slow"].minimum >= 0.06
-    assert timings["quick"].columns["median_ms"] < 1
-    rounds = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    assert rounds == ["slow", "quick", "slow", "quick", "slow", "quick"]  # a warm-up of each, then two rounds and one
+    monkeypatch.setattr(bench.timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    calls = {"slow": lambda: call("slow", 1 / 16), "quick": lambda: call("quick", 1 / 1024)}
+    timings = bench.timing.interleave(calls, CPU, 3, seconds=0.1)
+    assert timings["slow"].samples == (1 / 16, 1 / 16)  # the third would follow on more than 0.1 s
+    assert timings["slow"].columns == {"min_ms": 62.5, "median_ms": 62.5, "samples": 2}
+    assert timings["quick"].samples == (1 / 1024,) * 3
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
+    # A warm-up of two calls each; then rounds of samples that take 0.02 s at least: one slow call, 21 quick ones.
+    assert runs == [("slow", 2), ("quick", 2), ("slow", 1), ("quick", 21), ("slow", 1), ("quick", 2 * 21)]
 
 
 def test_nothing_new_is_begun_after_the_limit(bench, tmp_path):
