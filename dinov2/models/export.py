@@ -34,6 +34,8 @@ formats:
   timm         the same weights with timm's config.json: timm.create_model("local-dir:OUT", pretrained=True)
   torchscript  a graph that needs PyTorch only, for images of one size
   onnx         a graph for onnxruntime, for images of one size (needs the extra [export])
+
+Exit codes: 0 exported, 2 something given is wrong, or what was written gives other embeddings (nothing is kept).
 """
 
 
