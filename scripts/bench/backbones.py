@@ -5,6 +5,7 @@ measured matrix-product rate.
 over the best of a few square matrix products in the same run. `extra_mib` is the peak memory beyond model and images.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -129,10 +130,10 @@ def memory_case(case: dict[str, Any]) -> tuple[Callable[[], object], Callable[[]
 
 
 def _groups(texts: Sequence[str]) -> list[Images]:
-    try:
-        return [Images(int(text.split("x")[0]), int(text.split("x")[1])) for text in texts]
-    except (ValueError, IndexError) as error:
-        raise UserError(f"--crops {' '.join(texts)}: write each group as COUNTxSIZE, such as 128x256") from error
+    matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text) for text in texts]
+    if not all(matches):
+        raise UserError(f"--crops {' '.join(texts)}: write each group as COUNTxSIZE, such as 128x256")
+    return [Images(int(match[1]), int(match[2])) for match in matches if match]
 
 
 if __name__ == "__main__":

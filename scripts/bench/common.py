@@ -66,7 +66,10 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
     return parser
 
 
-POSITIVE = ("threads", "repeats", "seconds", "batch", "lengths", "scaling", "dim", "states", "size", "matmul")
+POSITIVE = (
+    *("threads", "repeats", "seconds", "batch", "lengths", "scaling"),
+    *("dim", "states", "headdim", "width", "size", "matmul"),
+)
 
 
 def parse(

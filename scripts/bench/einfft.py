@@ -23,6 +23,7 @@ from report import Report
 from torch import Tensor
 
 from dinov2.ops.einfft import BLOCKS, einfft
+from dinov2.utils.errors import UserError
 
 EXAMPLES = """\
   python scripts/bench/einfft.py --json einfft.json
@@ -87,6 +88,8 @@ def program(argv: Sequence[str] | None) -> None:
     add_shape_options(parser, batch=16, lengths=[257, 50], scaling=[])
     parser.set_defaults(batch=[16, 64])
     args, options = parse(parser, argv, {"batch": [2], "lengths": [5], "dim": 16})
+    if args.dim % BLOCKS:
+        raise UserError(f"--dim {args.dim}: it must be a multiple of the {BLOCKS} blocks of channels")
     report = Report(options)
     measure_lengths(OPERATOR, args, {"dim": args.dim}, options, report)
     report.show()

@@ -201,15 +201,26 @@ def test_the_table_is_aligned(bench):
     ]
 
 
-def test_user_errors_are_one_line(bench, capsys):
-    assert bench.common.run(bench.einfft.program, ["--quick", "--threads", "0"]) == 2
-    assert "error: --threads 0: it must be positive" in capsys.readouterr().err
-    assert bench.common.run(bench.einfft.program, ["--quick", "--batch", "1", "2", "3"]) == 2
-    assert "3 numbers for 1 lengths" in capsys.readouterr().err
-    assert bench.common.run(bench.backbones.program, ["--quick", "--names", "vit13"]) == 2
-    assert "unknown backbone 'vit13'" in capsys.readouterr().err
-    assert bench.common.run(bench.backbones.program, ["--quick", "--crops", "many"]) == 2
-    assert "COUNTxSIZE" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("einfft", ["--threads", "0"], "--threads 0: it must be positive"),
+        ("einfft", ["--batch", "1", "2", "3"], "--batch gives 3 numbers for 1 lengths"),
+        ("einfft", ["--dim", "30"], "--dim 30: it must be a multiple of the 4 blocks"),
+        ("ssd", ["--headdim", "0"], "--headdim 0: it must be positive"),
+        ("ssd", ["--dim", "100", "--headdim", "64"], "--dim 100: the heads divide twice the width"),
+        ("conv_silu", ["--width", "-1"], "--width -1: it must be positive"),
+        ("backbones", ["--names", "vit13"], "unknown backbone 'vit13'"),
+        *(("backbones", ["--crops", text], "COUNTxSIZE") for text in ("many", "0x32", "2x32x5", "2x-32")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_user_errors_are_one_line(bench, capsys, program, options, message):
+    assert bench.common.run(getattr(bench, program).program, ["--quick", "--threads", "1", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.gpu
