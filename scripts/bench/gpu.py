@@ -133,6 +133,7 @@ def _tests(
     for i, (name, selection) in enumerate(groups.items()):
         report = folder / f"tests_{seconds}_{i}.xml"
         command = [*PYTEST, f"--junitxml={report}", *selection]
+        print(f"{name}: at most {seconds / len(groups):.0f} s", flush=True)
         with Limited(command, seconds / len(groups), environment, ROOT) as tests:
             result = tests.finish()
         results.add_tests(name, result, report)
@@ -143,6 +144,7 @@ def _part(name: str, part: Part, written: Path, environment: dict[str, str], res
     limits = ["--repeats", "10", "--seconds", "2", "--limit", str(0.6 * part.seconds)]
     where = ["--device", "cuda", "--dtype", "bf16", "--json", str(written)]
     command = [sys.executable, str(HERE / f"{name}.py"), *where, *limits, *part.options]
+    print(f"{name}: at most {part.seconds:.0f} s", flush=True)
     with Limited(command, part.seconds, environment, ROOT) as benchmark:
         try:
             result = benchmark.finish()

@@ -1,5 +1,6 @@
 """The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
 
+import io
 import itertools
 import sys
 from types import SimpleNamespace
@@ -160,6 +161,30 @@ def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench, monkeypatch):
     runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
     # A warm-up of two calls each; then rounds of samples that take 0.02 s at least: one slow call, 21 quick ones.
     assert runs == [("slow", 2), ("quick", 2), ("slow", 1), ("quick", 21), ("slow", 1), ("quick", 2 * 21)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("program", "steps"),
+    [
+        ("selective_scan", ["checking 2 x 5 tokens", "2 x 5 tokens, forward+backward", "reference loop"]),
+        ("backbones", ["building and checking", "forward+backward", "vit12_tiny"]),
+    ],
+)
+def test_progress_is_shown_on_a_terminal_and_not_elsewhere(bench, tmp_path, capsys, monkeypatch, program, steps):
+    quick(getattr(bench, program), tmp_path)
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    quick(getattr(bench, program), tmp_path)
+    for step in steps:
+        assert step in terminal.getvalue()
+    assert len(capsys.readouterr().out.splitlines()) == len(quiet.out.splitlines())
 
 
 def test_nothing_new_is_begun_after_the_limit(bench, tmp_path):
