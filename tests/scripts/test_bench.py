@@ -3,6 +3,7 @@
 import io
 import itertools
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,16 @@ def test_an_installed_mambapy_is_discretised_as_its_block_does(bench, monkeypatc
     work = bench.selective_scan.make({"batch": 2, "length": 5, "dim": 3, "states": 2}, CPU, torch.float32)
     contender = bench.operators.Contender("mambapy", bench.scan_peers.mambapy_scan(), True)
     bench.check.check(contender, bench.scan_peers.exact_scan, work, torch.float32)
+
+
+@pytest.mark.parametrize("length", [1, 5, 64, 100])
+def test_the_real_mambapy_gives_our_scan(bench, length):
+    """Its `pscan` pads to powers of two; both against float64, forward and all gradients."""
+    pytest.importorskip("mambapy.pscan", reason="mambapy is not installed: pip install '.[bench]'")
+    work = bench.selective_scan.make({"batch": 2, "length": length, "dim": 3, "states": 4}, CPU, torch.float32)
+    for function in (bench.scan_peers.mambapy_scan(), partial(bench.selective_scan._ours, backend="auto")):
+        contender = bench.operators.Contender("scan", function, True)
+        bench.check.check(contender, bench.scan_peers.exact_scan, work, torch.float32)
 
 
 def test_ssd(bench, tmp_path):
