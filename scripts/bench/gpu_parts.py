@@ -28,7 +28,7 @@ USES = {
     "train_step": Part(("--batch", "64"), 120),
     "data": Part(("--batch", "64", "--threads", "1"), 90),
     "embed": Part(("--encoder", "random:mvhybrid", "--patches", "4096", "--batch", "256", "--repeats", "3"), 90),
-    "hest": Part(("--spots", "20000", "--samples", "12", "--patches", "512", "--repeats", "3"), 120),
+    "hest": Part(("--spots", "8000", "--samples", "8", "--genes", "50", "--patches", "512", "--repeats", "3"), 120),
 }
 PARTS = KERNELS | USES
 GROUPS = {"kernels": tuple(KERNELS), "uses": tuple(USES), "all": tuple(PARTS)}
@@ -45,10 +45,10 @@ def chosen_parts(names: list[str]) -> list[str]:
 def first_tests(root: Path) -> dict[str, list[str]]:
     """Return pytest's selection of each group of tests that does not need the peers' kernels."""
     triton = sorted(str(path.relative_to(root)) for path in root.glob("tests/ops/test_triton_*.py"))
-    groups = {"tests marked gpu": ["-m", "gpu", "-k", "not vendor", "tests"]}
+    groups = {"tests marked gpu": ["-m", "gpu and not slow", "-k", "not vendor", "tests"]}
     return groups | ({"Triton tests": ["-m", "not gpu", *triton]} if triton else {})
 
 
 def vendor_tests() -> dict[str, list[str]]:
     """Return pytest's selection of the tests of the peers' kernels, which are skipped where those are missing."""
-    return {"tests of the vendors' kernels": ["-m", "gpu", "-k", "vendor", "tests"]}
+    return {"tests of the vendors' kernels": ["-m", "gpu and not slow", "-k", "vendor", "tests"]}
