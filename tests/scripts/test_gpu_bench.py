@@ -42,8 +42,10 @@ def programs(bench, tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(bench.gpu.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(bench.gpu, "HERE", folder)
+    for name in ("BUILD_SECONDS", "FIRST_TEST_SECONDS", "VENDOR_TEST_SECONDS"):
+        monkeypatch.setattr(bench.gpu, name, 600.0)
     part = bench.gpu_parts.Part
-    for name, value in {"einfft": part((), 30), "ssd": part((), 30)}.items():
+    for name, value in {"einfft": part((), 600), "ssd": part((), 600)}.items():
         monkeypatch.setitem(bench.gpu.PARTS, name, value)
     return folder
 
@@ -89,7 +91,11 @@ def test_what_is_measured_survives_an_interrupt(bench, programs, tmp_path, numbe
     (programs / "ssd.py").write_text(WRITES)
     (programs / "einfft.py").write_text(f"{STALLS}{WRITES}os.kill(os.getppid(), {int(number)})\ntime.sleep(600)\n")
     before = signal.getsignal(signal.SIGTERM)
-    code, written = gpu_run(bench, tmp_path / "gpu.json", "--no-tests", "--parts", "ssd", "einfft", "backbones")
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        code, written = gpu_run(bench, tmp_path / "gpu.json", "--no-tests", "--parts", "ssd", "einfft", "backbones")
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is before
     assert code == 130
     assert [row["part"] for row in written["rows"]] == ["ssd", "einfft"]
