@@ -172,7 +172,7 @@ def test_the_parts_of_evaluation_give_options_that_their_programs_take(bench, tm
     small = ["--encoder", "random:vit12_tiny", "--patches", "4", "--batch", "2", "--repeats", "1", "--workers", "1"]
     small += ["--size", "1500"]
     rows = quick(bench.embed, tmp_path, *bench.gpu_parts.PARTS["embed"].options, *small)["rows"]
-    assert {row["what"] for row in rows} == {"encoder alone", "end to end"}
+    assert "end to end" in {row["what"] for row in rows}
     quick(bench.hest, tmp_path, "--limit", "-1", *bench.gpu_parts.PARTS["hest"].options)
 
 
