@@ -64,6 +64,7 @@ setup(
             *SLIDES,
             "jsonschema>=4.20",
         ],
+        "bench": ["mambapy==1.2.0"],  # a peer of scripts/bench/selective_scan.py, as it was measured
         "export": EXPORT,
         "slides": SLIDES,
         "xformers": ["xformers>=0.0.30"],

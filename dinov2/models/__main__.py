@@ -16,6 +16,8 @@ examples:
   python -m dinov2.models
   python -m dinov2.models mvhybrid mvhybrid_tiny vit_base --sizes 224 256 512
   python -m dinov2.models --no-speed
+
+Exit codes: 0 listed, 2 something given is wrong.
 """
 STUDIED = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid")
 SPEED_BATCH, SPEED_SIZE = 4, 224  # images and their side in pixels
@@ -67,6 +69,8 @@ def tokens_per_second(model: IsotropicBackbone) -> float:
 def _row(name: str, sizes: Sequence[int], speed: bool) -> str:
     spec = get_spec(name)
     model = build_backbone(name)
+    for size in sizes:
+        model.patch_embed.grid(size, size)  # says what is wrong with a size
     flops = [count_flops(model, torch.zeros(1, 3, size, size)) / 1e9 for size in sizes]
     blocks = ", ".join(f"{g.count} x {g.sequence_mixer} + {g.channel_mixer}" for g in spec.blocks)
     millions = f"{count_parameters(model) / 1e6:.1f} M"

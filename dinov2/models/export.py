@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dinov2.models.export_formats import FORMATS, Export, pool_argument, timm_architecture
+from dinov2.models.export_formats import FORMATS, Export, files_of_others, pool_argument, timm_architecture
 from dinov2.models.export_graph import POOLINGS, ExportError, Pooling, fixed_size
 from dinov2.models.model_card import CardFacts, model_card
 from dinov2.models.weights import load_backbone
@@ -34,6 +34,8 @@ formats:
   timm         the same weights with timm's config.json: timm.create_model("local-dir:OUT", pretrained=True)
   torchscript  a graph that needs PyTorch only, for images of one size
   onnx         a graph for onnxruntime, for images of one size (needs the extra [export])
+
+Exit codes: 0 exported, 2 something given is wrong, or what was written gives other embeddings (nothing is kept).
 """
 
 
@@ -45,13 +47,14 @@ def export_backbone(
     Args:
         source: whatever `load_backbone` takes: a run or checkpoint folder, or a file of weights.
         file_format: one of safetensors, timm, torchscript, onnx.
-        out: folder, made where it does not exist; files of the same name in it are replaced.
+        out: folder, made where it does not exist; what an earlier export in this format left in it is replaced.
         size: side of the images in px, a multiple of the patch size; by default the checkpoint's.
         pooling: output of the graphs: `cls` (B, D), `mean` of the patch tokens (B, D), or `cls+mean` (B, 2 D).
 
     Raises:
         CheckpointError: `source` is not a checkpoint.
-        ExportError: unknown format, impossible size, a missing package, or files that give other embeddings.
+        ExportError: unknown format, impossible size, a missing package, a folder with the files of another format, or
+            files that give other embeddings.
     """
     if file_format not in FORMATS:
         raise ExportError(f"--format {file_format}: choose one of {', '.join(FORMATS)}")
@@ -61,6 +64,11 @@ def export_backbone(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ExportError(f"--out {str(out)!r} is a file; give a folder")
+    if others := files_of_others(file_format, out):
+        raise ExportError(
+            f"--out {str(out)!r} holds {', '.join(others)} of another format, which would lie beside other weights; "
+            "remove them, or give another folder"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,9 +81,12 @@ def export_backbone(
         arguments = arguments | pool_argument(pooling)
         facts = CardFacts(file_format, export.size, pooling, architecture, arguments, difference)
         write_text(folder / CARD_FILE, model_card(loaded, facts))
-        for file in sorted(folder.iterdir()):
+        written = sorted(folder.iterdir())
+        for file in written:
             with replacing(out / file.name) as temporary:
                 os.replace(file, temporary)
+        for left in set(FORMATS[file_format].files) - {file.name for file in written}:
+            (out / left).unlink(missing_ok=True)
     return difference
 
 

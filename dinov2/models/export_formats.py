@@ -5,7 +5,7 @@
 | safetensors | model.safetensors, config.json | this package, Hugging Face |
 | timm | model.safetensors, config.json of timm | timm, TRIDENT |
 | torchscript | model.torchscript.pt | any program with PyTorch |
-| onnx | model.onnx | any program with onnxruntime |
+| onnx | model.onnx, and model.onnx.data beyond 1 GiB | any program with onnxruntime |
 """
 
 import json
@@ -25,6 +25,7 @@ from dinov2.utils.files import write_text
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 TORCHSCRIPT_FILE, ONNX_FILE = "model.torchscript.pt", "model.onnx"
+_WEIGHTS = (WEIGHTS_FILE, CONFIG_FILE)
 _ONLY_TRAINING = ("name", "drop_path_rate", "drop_path_uniform", "dt_init")
 
 
@@ -51,8 +52,9 @@ class Export:
 
 @dataclass(frozen=True)
 class Format:
-    """`write(export, folder)` writes the files; `run(export, folder, images)` embeds images (B, 3, S, S) by them."""
+    """`write(export, folder)` writes `files`; `run(export, folder, images)` embeds images (B, 3, S, S) by them."""
 
+    files: tuple[str, ...]
     write: Callable[[Export, Path], None]
     run: Callable[[Export, Path, Tensor], Tensor]
 
@@ -141,16 +143,24 @@ def _texts(export: Export) -> dict[str, str]:
 
 
 FORMATS: dict[str, Format] = {
-    "safetensors": Format(_write_safetensors, _run_safetensors),
-    "timm": Format(_write_timm, _run_timm),
+    "safetensors": Format(_WEIGHTS, _write_safetensors, _run_safetensors),
+    "timm": Format(_WEIGHTS, _write_timm, _run_timm),
     "torchscript": Format(
+        (TORCHSCRIPT_FILE,),
         lambda export, folder: write_torchscript(
             export.embedder(), export.size, folder / TORCHSCRIPT_FILE, _texts(export)
         ),
         lambda export, folder, images: run_torchscript(folder / TORCHSCRIPT_FILE, images),
     ),
     "onnx": Format(
+        (ONNX_FILE, f"{ONNX_FILE}.data"),
         lambda export, folder: write_onnx(export.embedder(), export.size, folder / ONNX_FILE, _texts(export)),
         lambda export, folder, images: run_onnx(folder / ONNX_FILE, images),
     ),
 }
+
+
+def files_of_others(file_format: str, folder: Path) -> list[str]:
+    """Return the files in a folder that another format writes: they would not belong to the export in it."""
+    names = {name for known in FORMATS.values() for name in known.files} - set(FORMATS[file_format].files)
+    return sorted(name for name in names if (folder / name).exists())

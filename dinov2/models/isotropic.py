@@ -12,13 +12,14 @@ from dinov2.layers.einfft import EinFFT
 from dinov2.layers.hydra import Hydra
 from dinov2.layers.mamba_vision import MambaVisionMixer
 from dinov2.layers.mlp import Mlp
-from dinov2.layers.patch_embed import PatchEmbed
+from dinov2.layers.patch_embed import PatchEmbed, check_masks
 from dinov2.layers.swiglu import SwiGLU
 from dinov2.layers.vim import BidirectionalMamba
 from dinov2.models.init import initialise
 from dinov2.models.pos_embed import interpolate_pos_embed
 from dinov2.models.spec import BackboneSpec
 from dinov2.ops.packing import Shapes, pack, unpack
+from dinov2.utils.errors import UserError
 
 
 class Features(TypedDict):
@@ -66,7 +67,11 @@ class IsotropicBackbone(nn.Module):
         return features if is_training else self.head(features["x_norm_clstoken"])
 
     def forward_features(self, x: Tensor, masks: Tensor | None = None) -> Features:
-        """Embed images (B, 3, H, W); patches where `masks` (B, N) is True are replaced by the mask token."""
+        """Embed images (B, 3, H, W); patches where `masks` (B, N) is True are replaced by the mask token.
+
+        Raises:
+            ImageError: images or masks of another shape, dtype or device than the backbone takes.
+        """
         tokens = self._embed(x, masks)
         for block in self.blocks:
             tokens = block(tokens)
@@ -120,24 +125,28 @@ class IsotropicBackbone(nn.Module):
         """Return the patch tokens after the last `n` blocks, or after the blocks whose indices are in `n`.
 
         Each is (B, N, D), or (B, D, H / p, W / p) when `reshape`; with `return_class_token` a pair with CLS (B, D).
+        They come in the order of the blocks, whatever that of `n`, as in DINOv2.
 
         Raises:
-            ValueError: a block that does not exist is asked for.
+            UserError: no block, one that does not exist, or one twice is asked for.
+            ImageError: see `forward_features`.
         """
         depth = len(self.blocks)
-        wanted = list(range(depth - n, depth)) if isinstance(n, int) else list(n)
-        if any(not 0 <= index < depth for index in wanted):
-            raise ValueError(f"get_intermediate_layers: blocks {wanted} asked for; there are blocks 0 to {depth - 1}")
-        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        wanted = list(range(depth - n, depth)) if isinstance(n, int) else sorted(n)
+        if not wanted or len(set(wanted)) < len(wanted) or not 0 <= wanted[0] <= wanted[-1] < depth:
+            raise UserError(
+                f"get_intermediate_layers: n = {n!r}; there are blocks 0 to {depth - 1}: give how many of the last, "
+                f"1 to {depth}, or the indices of some, each once"
+            )
+        rows, columns = self.patch_embed.grid_of(x)
         tokens = self._embed(x, None)
-        outputs = {}
+        results: list[Any] = []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
-            if index in wanted:
-                outputs[index] = self._ordered(tokens)
-        results: list[Any] = []
-        for index in wanted:
-            out = self.norm(outputs[index]) if norm else outputs[index]
+            if index not in wanted:
+                continue
+            out = self._ordered(tokens)
+            out = self.norm(out) if norm else out
             patches = out[:, 1 + self.num_register_tokens :]
             if reshape:
                 patches = patches.transpose(1, 2).unflatten(2, (rows, columns))  # (B, D, h, w)
@@ -146,11 +155,10 @@ class IsotropicBackbone(nn.Module):
 
     def _embed(self, x: Tensor, masks: Tensor | None) -> Tensor:
         """Return the tokens (B, 1 + R + N, D) in the order in which the blocks see them."""
-        rows, columns = self.patch_embed.grid(x.shape[-2], x.shape[-1])
+        rows, columns = self.patch_embed.grid_of(x)
         patches = self.patch_embed(x)  # (B, N, D)
         if masks is not None:
-            if tuple(masks.shape) != tuple(patches.shape[:2]):
-                raise ValueError(f"masks have shape {tuple(masks.shape)}; expected {tuple(patches.shape[:2])}")
+            check_masks(masks, patches)
             patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype).unsqueeze(0), patches)
         special = self.cls_token.expand(x.shape[0], -1, -1)  # (B, 1, D)
         if self.pos_embed is not None:

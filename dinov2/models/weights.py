@@ -1,6 +1,7 @@
 """Backbone weights on disk: `teacher.safetensors`, complete with all that is needed to use it, and others' files."""
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import dinov2
 from dinov2.models.checkpoint_files import FORMAT, TEACHER_FILE, TRAINED, read_checkpoint
 from dinov2.models.factory import spec_from_student
 from dinov2.models.isotropic import IsotropicBackbone
+from dinov2.models.scan_bounds import bounds_warning
 from dinov2.utils.config import config_from_dict, config_to_dict
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import replacing
@@ -20,6 +22,8 @@ from dinov2.utils.schema import SSLConfig
 from dinov2.utils.state_dict import shapes_of, state_differences
 
 __all__ = ["TEACHER_FILE", "CheckpointError", "LoadedBackbone", "load_backbone", "reinitialised", "save_backbone"]
+
+logger = logging.getLogger("dinov2")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def load_backbone(path: str | Path) -> LoadedBackbone:
     Files are this package's safetensors, DINOv2's and the published MVHybrid's `teacher_checkpoint.pth` with the
     `config.yaml` of their run in one of the three folders above, and without one Facebook Research's
     `dinov2_*_pretrain.pth` and the published MVHybrid. DINOv2's are taken to expect ImageNet's statistics unless that
-    configuration has `crops.normalize`.
+    configuration has `crops.normalize`. Weights that other programs trained and whose scans this package bounds are
+    warned of in the log.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or weights of another architecture (the keys that differ).
@@ -76,6 +81,8 @@ def load_backbone(path: str | Path) -> LoadedBackbone:
         raise CheckpointError(f"{checkpoint.path}: its configuration is not usable: {error}") from error
     model = IsotropicBackbone(spec)
     _load_strictly(model, checkpoint.tensors, checkpoint.path)
+    if checkpoint.origin != TRAINED and (warning := bounds_warning(model)):  # ours were trained within the bounds
+        logger.warning("%s: %s", checkpoint.path, warning)
     return _loaded(model, config, checkpoint.origin, checkpoint.iteration)
 
 

@@ -5,6 +5,7 @@ measured matrix-product rate.
 over the best of a few square matrix products in the same run. `extra_mib` is the peak memory beyond model and images.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from matmul_rate import matmul_rate
 from measure import MODES
 from peak_memory import MIB, extra_bytes_cpu, extra_bytes_cuda
 from report import Report
-from timing import Timing, interleave
+from timing import Timing, interleave, shown
 
 from dinov2.utils.errors import UserError
 
@@ -61,7 +62,7 @@ def measure_backbones(
     images = make_images(groups, options.device)
     models: dict[str, Backbone] = {}
     forward_work: dict[str, int] = {}
-    for name in names:
+    for name in shown(names, "building and checking"):
         try:
             models[name] = make_backbone(name, groups, options.device)
             check_backbone(name, models[name], images[-1][:1], options.dtype)
@@ -76,10 +77,10 @@ def measure_backbones(
         for name in [name for name, call in calls.items() if not _fits(call)]:
             del calls[name]
             report.note(f"{name}, {mode}: out of GPU memory")
-        timings = interleave(calls, options.device, options.repeats, options.seconds)
+        timings = interleave(calls, options.device, options.repeats, options.seconds, mode)
         factor = 1 if mode == "forward" else 3
         speeds = {name: factor * forward_work[name] / timing.minimum for name, timing in timings.items()}
-        for name, timing in timings.items():
+        for name, timing in shown(timings.items(), f"{mode}: memory") if options.memory else timings.items():
             row: dict[str, Any] = {"name": name, "mode": mode, "images": " ".join(map(str, groups))}
             row |= {"images_per_s": sum(group.count for group in groups) / timing.minimum, **timing.columns}
             row |= {"gflop_per_s": speeds[name] / 1e9, "matmul_share": speeds[name] / rate}
@@ -129,10 +130,10 @@ def memory_case(case: dict[str, Any]) -> tuple[Callable[[], object], Callable[[]
 
 
 def _groups(texts: Sequence[str]) -> list[Images]:
-    try:
-        return [Images(int(text.split("x")[0]), int(text.split("x")[1])) for text in texts]
-    except (ValueError, IndexError) as error:
-        raise UserError(f"--crops {' '.join(texts)}: write each group as COUNTxSIZE, such as 128x256") from error
+    matches = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text) for text in texts]
+    if not all(matches):
+        raise UserError(f"--crops {' '.join(texts)}: write each group as COUNTxSIZE, such as 128x256")
+    return [Images(int(match[1]), int(match[2])) for match in matches if match]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Compile the CUDA kernels of mamba-ssm and causal-conv1d from their source distributions, for one GPU architecture.
 
-  python scripts/bench/build_peers.py FOLDER [--sdists FOLDER]
-
 Their own setup builds for every architecture and wants the packages' whole list of dependencies; here only the two
-extension modules are compiled. Afterwards, with FOLDER in PYTHONPATH, `selective_scan_cuda`, `causal_conv1d_cuda` and
-mamba-ssm's Triton kernels import. Nothing is installed.
+extension modules are compiled. Afterwards, with FOLDER in PYTHONPATH, `selective_scan_cuda`, `causal_conv1d_cuda`, and
+what of mamba-ssm and causal-conv1d calls them, import. Nothing is installed.
 """
 
 import argparse
@@ -18,6 +16,13 @@ from pathlib import Path
 
 from dinov2.utils.errors import UserError
 
+EXAMPLES = """\
+examples:
+  python scripts/bench/build_peers.py peers
+  python scripts/bench/build_peers.py peers --sdists downloads --arch 8.0
+
+Exit codes: 0 built, 2 something is missing, such as a source distribution, nvcc or ninja, or the compiler failed.
+"""
 EXTENSIONS = {  # module -> its package and the folder of its sources
     "selective_scan_cuda": ("mamba_ssm", "csrc/selective_scan"),
     "causal_conv1d_cuda": ("causal_conv1d", "csrc"),
@@ -71,13 +76,19 @@ def download(folder: Path) -> None:
         raise UserError(f"pip download of {', '.join(PIP_NAMES)} failed: {result.stderr.strip()[-300:]}; see --sdists")
 
 
+def copy_packages(trees: dict[str, Path], folder: Path) -> None:
+    """Put the Python files of both packages, which call the extension modules, into `folder`."""
+    for package, tree in trees.items():
+        shutil.copytree(tree / package, folder / package, dirs_exist_ok=True)
+    # The original imports language models and what they need.
+    (folder / "mamba_ssm" / "__init__.py").write_text("")
+
+
 def build(trees: dict[str, Path], folder: Path) -> None:
-    """Compile the extension modules into `folder`, and put mamba-ssm's Python files beside them."""
+    """Compile the extension modules into `folder`, and put the packages' Python files beside them."""
     from torch.utils.cpp_extension import load
 
-    package = folder / "mamba_ssm"
-    shutil.copytree(trees["mamba_ssm"] / "mamba_ssm", package, dirs_exist_ok=True)
-    (package / "__init__.py").write_text("")  # the original imports language models and what they need
+    copy_packages(trees, folder)
     for name, (tree, sources) in EXTENSIONS.items():
         source = trees[tree] / sources
         files = sorted(str(path) for path in [*source.glob("*.cpp"), *source.glob("*.cu")])
@@ -89,7 +100,9 @@ def build(trees: dict[str, Path], folder: Path) -> None:
 
 def main() -> int:
     """Build and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where the modules go")
     parser.add_argument("--sdists", type=Path, help="folder with mamba_ssm-*.tar.gz and causal_conv1d-*.tar.gz")
     parser.add_argument("--arch", default="9.0", help="compute capability; default: 9.0 (Hopper)")

@@ -66,7 +66,10 @@ def make_parser(description: str, examples: str) -> argparse.ArgumentParser:
     return parser
 
 
-POSITIVE = ("threads", "repeats", "seconds", "batch", "lengths", "scaling", "dim", "states", "size", "matmul")
+POSITIVE = (
+    *("threads", "repeats", "seconds", "batch", "lengths", "scaling"),
+    *("dim", "states", "headdim", "width", "size", "matmul"),
+)
 
 
 def parse(
@@ -88,11 +91,8 @@ def parse(
         for value in given_values if isinstance(given_values, list) else [given_values]:
             if value is not None and value <= 0:
                 raise UserError(f"--{name} {value}: it must be positive")
-    if args.json is not None:  # said now, not after minutes of measuring
-        try:
-            args.json.absolute().parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--json {args.json}: its folder cannot be made: {error}") from error
+    if args.json is not None:
+        make_folder_of(args.json)
     torch.set_num_threads(args.threads)
     options = Options(
         device=torch.device(args.device),
@@ -105,6 +105,18 @@ def parse(
         json=args.json,
     )
     return args, options
+
+
+def make_folder_of(file: Path) -> None:
+    """Make the folder of the results' file: what is wrong with it is said now, not after minutes of measuring.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--json {file}: its folder cannot be made: {error}; name another file") from error
 
 
 class WrongResultError(RuntimeError):

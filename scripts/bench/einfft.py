@@ -23,6 +23,7 @@ from report import Report
 from torch import Tensor
 
 from dinov2.ops.einfft import BLOCKS, einfft
+from dinov2.utils.errors import UserError
 
 EXAMPLES = """\
   python scripts/bench/einfft.py --json einfft.json
@@ -68,13 +69,13 @@ def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> Workload:
 
 def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Note) -> list[Contender]:
     """Return our backends that run there, and the literal formulation."""
-    found = our_contenders("einfft", einfft, shape["dim"], device, dtype)
+    found = our_contenders("einfft", einfft, shape["length"], device, dtype)
     return [*found, Contender("literal fft2", literal_fft2, True)]
 
 
 def ours(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the backend that `auto` takes there."""
-    return our_default("einfft", shape["dim"], device, dtype)
+    return our_default("einfft", shape["length"], device, dtype)
 
 
 OPERATOR = Operator("einfft", make, contenders, ours, literal_fft2)
@@ -87,6 +88,8 @@ def program(argv: Sequence[str] | None) -> None:
     add_shape_options(parser, batch=16, lengths=[257, 50], scaling=[])
     parser.set_defaults(batch=[16, 64])
     args, options = parse(parser, argv, {"batch": [2], "lengths": [5], "dim": 16})
+    if args.dim % BLOCKS:
+        raise UserError(f"--dim {args.dim}: it must be a multiple of the {BLOCKS} blocks of channels")
     report = Report(options)
     measure_lengths(OPERATOR, args, {"dim": args.dim}, options, report)
     report.show()

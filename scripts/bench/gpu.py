@@ -1,58 +1,48 @@
-"""Everything that needs a GPU, in one command under twelve minutes: the GPU tests, then all benchmarks on CUDA in bf16
-on the training batch of 64 images, 2 crops of 256 px and 8 of 112 px each. Every part has its share of the time. The
-input pipeline (part `data`) is measured on the tiles that --tiles names.
+"""What needs a GPU, in one command under eight minutes: the GPU tests, then the kernels and the backbones on CUDA in
+bf16 on the training batch of 64 images, 2 crops of 256 px and 8 of 112 px each. `--parts uses` measures the rest under
+ten minutes: the training step, the input pipeline (on the tiles that --tiles names), embedding and HEST.
+
+Every part has its share of the time, and the JSON file is written anew after each.
 """
 
 import argparse
-import json
 import os
-import shlex
+import signal
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import run
+from common import make_folder_of, run
+from gpu_parts import (
+    BUILD_SECONDS,
+    FIRST_TEST_SECONDS,
+    GROUPS,
+    PARTS,
+    VENDOR_TEST_SECONDS,
+    Part,
+    chosen_parts,
+    first_tests,
+    vendor_tests,
+)
+from gpu_results import GpuResults
 from limited import Limited
 
 from dinov2.utils.errors import UserError
-from dinov2.utils.files import write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXAMPLES = """\
 examples:
-  python scripts/bench/gpu.py
-  python scripts/bench/gpu.py --build-peers --tiles TILES --json docs/bench/h100.json
+  python scripts/bench/gpu.py --build-peers --json docs/bench/h100.json
+  python scripts/bench/gpu.py --parts uses --tiles TILES --no-tests --json docs/bench/h100_uses.json
   python scripts/bench/gpu.py --build-peers --sdists FOLDER --no-tests --parts selective_scan ssd
 
-Exit codes: 0 all passed, 1 a test or a part failed or ran out of time, 2 there is no GPU, or an option is wrong.
+Exit codes: 0 all passed, 1 a test or a part failed or ran out of time, 2 there is no GPU, or an option is wrong,
+130 interrupted; what was measured until then is in the file.
 """
-
-
-@dataclass(frozen=True)
-class Part:
-    """A benchmark program with its options and its time in seconds."""
-
-    options: tuple[str, ...]
-    seconds: float
-
-
-CROPS = ("--batch", "128", "512", "--lengths", "257", "50")  # 64 images: 2 global and 8 local crops
-PARTS = {
-    "selective_scan": Part(CROPS, 80),
-    "ssd": Part(CROPS, 55),
-    "einfft": Part(CROPS, 25),
-    "conv_silu": Part(CROPS, 25),
-    "backbones": Part(("--crops", "128x256", "512x112"), 95),
-    "train_step": Part(("--batch", "64"), 120),
-    "data": Part(("--batch", "64", "--threads", "1"), 90),
-}
-TEST_SECONDS, BUILD_SECONDS = 150.0, 180.0
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
 
 
@@ -60,14 +50,21 @@ def program(argv: Sequence[str] | None) -> None:
     """Run the tests and the parts, and write one JSON file.
 
     Raises:
-        UserError: there is no CUDA device.
-        SystemExit: with code 1, when a test or a part failed.
+        UserError: there is no CUDA device, or an option is wrong.
+        SystemExit: with code 1, when a test or a part failed, and 130 after an interrupt or a SIGTERM.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "bench" / "gpu.json", help="default: %(default)s")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="default: all; data where --tiles is given")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=[*GROUPS, *PARTS],
+        default=["kernels"],
+        metavar="PART",
+        help=f"of {', '.join(PARTS)}, or a group: kernels (the first five), uses (the others), all; default: kernels",
+    )
     parser.add_argument("--tiles", type=Path, metavar="FOLDER", help="JPEG tiles for the part data, 64 or more")
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument("--build-peers", action="store_true", help="compile mamba-ssm's and causal-conv1d's kernels")
@@ -75,82 +72,86 @@ def program(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("PyTorch finds no CUDA device here; the other programs of scripts/bench run on a CPU")
-    if args.tiles is None and "data" in (args.parts or ()):
+    if args.tiles is None and "data" in args.parts:
         raise UserError("--parts data needs --tiles FOLDER, a folder of JPEG tiles")
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        content, passed = _measure(args, Path(folder))
-    content["seconds"] = time.monotonic() - begin
-    write_text(args.json, json.dumps(content, indent=1) + "\n")
-    print(f"{args.json}: {len(content['rows'])} rows in {content['seconds']:.0f} s")
-    if not passed:
+    make_folder_of(args.json)
+    results = GpuResults(args.json)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` and schedulers send it
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _measure(args, Path(folder), results)
+    except KeyboardInterrupt:
+        results.note("interrupted: the rest was not measured")
+        results.save()
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"{args.json}: {len(results.content['rows'])} rows in {results.content['seconds']:.0f} s")
+    if not results.passed:
         raise SystemExit(1)
 
 
-def _measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], bool]:
-    """Return the JSON's content, and whether everything passed."""
-    content: dict[str, Any] = {
-        "machine": None,
-        "command": shlex.join(sys.orig_argv),
-        "rows": [],
-        "ratios": {},
-        "notes": [],
-        "tests": {},
-    }
-    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
-    builder = None
-    if args.build_peers:  # compiles on the CPU while the tests use the GPU
-        sdists = [] if args.sdists is None else ["--sdists", str(args.sdists)]
-        command = [sys.executable, str(HERE / "build_peers.py"), str(folder), *sdists]
-        builder = Limited(command, BUILD_SECONDS, environment, ROOT)
-    passed = True
-    tests = {} if args.no_tests else _tests()
-    for name, selection in tests.items():
-        result = Limited([*PYTEST, *selection], TEST_SECONDS / len(tests), environment, ROOT).finish()
-        passed &= result.code == 0
-        content["tests"][name] = {"exit_code": result.code, "summary": result.last_line, "seconds": result.seconds}
-        print(f"{name}: {result.last_line}")
-    if builder is not None:
-        result = builder.finish()
-        if result.code != 0:
-            content["notes"].append(f"the peers were not built: {result.last_line}")
-        print(f"peers: exit code {result.code} after {result.seconds:.0f} s; {result.last_line}")
-    for name in args.parts or PARTS:
+def _measure(args: argparse.Namespace, folder: Path, results: GpuResults) -> None:
+    """Run the tests and the parts; what the peers' builder makes is in the path of all that come after it."""
+    plain = _environment()
+    peers = _environment(folder)
+    with ExitStack() as stack:
+        builder = None
+        if args.build_peers:  # compiles on the CPU while the tests use the GPU
+            sdists = [] if args.sdists is None else ["--sdists", str(args.sdists.absolute())]
+            command = [sys.executable, str(HERE / "build_peers.py"), str(folder), *sdists]
+            builder = stack.enter_context(Limited(command, BUILD_SECONDS, plain, ROOT))
+        if not args.no_tests:
+            _tests(first_tests(ROOT), FIRST_TEST_SECONDS, plain, folder, results)
+        if builder is not None:
+            built = builder.finish()
+            if built.code != 0:
+                results.note(f"the peers were not built: {built.last_line}")
+            print(f"peers: exit code {built.code} after {built.seconds:.0f} s; {built.last_line}")
+    if not args.no_tests:
+        _tests(vendor_tests(), VENDOR_TEST_SECONDS, peers, folder, results)
+    for name in chosen_parts(args.parts):
         part = PARTS[name]
         if name == "data":
             if args.tiles is None:
-                content["notes"].append("data: not measured, since no --tiles were given")
-                print(content["notes"][-1])
+                results.note("data: not measured, since no --tiles were given")
                 continue
             part = Part((*part.options, "--tiles", str(args.tiles.absolute())), part.seconds)
-        passed &= _part(name, part, folder / f"{name}.json", environment, content)
-    return content, passed
+        _part(name, part, folder / f"{name}.json", peers, results)
+    results.save()
 
 
-def _tests() -> dict[str, list[str]]:
-    """Return pytest's selection of each group of tests."""
-    triton = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_triton_*.py"))
-    groups = {"tests marked gpu": ["-m", "gpu", "tests"]}
-    return groups | ({"Triton tests": ["-m", "not gpu", *triton]} if triton else {})
+def _environment(*folders: Path) -> dict[str, str]:
+    paths = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def _part(name: str, part: Part, results: Path, environment: dict[str, str], content: dict[str, Any]) -> bool:
-    """Run a benchmark program, add what it has written to `content`, and return whether it succeeded."""
+def _tests(
+    groups: Mapping[str, list[str]], seconds: float, environment: dict[str, str], folder: Path, results: GpuResults
+) -> None:
+    """Run groups of tests, which share the time, each in a process of its own."""
+    for i, (name, selection) in enumerate(groups.items()):
+        report = folder / f"tests_{seconds}_{i}.xml"
+        command = [*PYTEST, f"--junitxml={report}", *selection]
+        print(f"{name}: at most {seconds / len(groups):.0f} s", flush=True)
+        with Limited(command, seconds / len(groups), environment, ROOT) as tests:
+            result = tests.finish()
+        results.add_tests(name, result, report)
+
+
+def _part(name: str, part: Part, written: Path, environment: dict[str, str], results: GpuResults) -> None:
+    """Run a benchmark program and add what it has written."""
     limits = ["--repeats", "10", "--seconds", "2", "--limit", str(0.6 * part.seconds)]
-    where = ["--device", "cuda", "--dtype", "bf16", "--json", str(results)]
+    where = ["--device", "cuda", "--dtype", "bf16", "--json", str(written)]
     command = [sys.executable, str(HERE / f"{name}.py"), *where, *limits, *part.options]
-    result = Limited(command, part.seconds, environment, ROOT).finish()
-    print(f"\n{name} ({result.seconds:.0f} s)\n{result.output.strip()}")
-    if result.code != 0:
-        content["notes"].append(f"{name}: exit code {result.code}: {result.last_line}")
-    if results.is_file():  # it is written after every shape, so that running out of time loses little
-        found = json.loads(results.read_text())
-        content["machine"] = found["machine"]
-        content["rows"] += [{"part": name, **row} for row in found["rows"]]
-        content["ratios"] |= {f"{name}, {ratio}": value for ratio, value in found["ratios"].items()}
-        content["notes"] += [f"{name}: {note}" for note in found["notes"]]
-    return result.code == 0
+    print(f"{name}: at most {part.seconds:.0f} s", flush=True)
+    with Limited(command, part.seconds, environment, ROOT) as benchmark:
+        try:
+            result = benchmark.finish()
+        except KeyboardInterrupt:
+            results.add_rows(name, written)
+            raise
+    results.add_part(name, result, written)
 
 
 if __name__ == "__main__":

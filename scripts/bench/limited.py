@@ -6,13 +6,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended: its exit code, None where it ran out of time, and what it printed."""
+    """How a command ended: its exit code, None where it was ended early, and what it printed."""
 
     code: int | None
     output: str
@@ -27,7 +29,10 @@ class Result:
 
 
 class Limited:
-    """A command that runs from now on; `finish` waits for its end, or ends it when its time is up."""
+    """A command that runs from now on; `finish` waits for its end, or ends it when its time is up.
+
+    As a context manager it ends the command, and all that it has started, however the block is left.
+    """
 
     def __init__(self, command: Sequence[str], seconds: float, environment: Mapping[str, str], folder: Path) -> None:
         self._begin = time.monotonic()
@@ -42,15 +47,28 @@ class Limited:
             start_new_session=True,  # so that its children can be ended with it
         )
 
+    def __enter__(self) -> "Limited":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        self._output.close()
+
     def finish(self) -> Result:
         """Return how the command ended."""
         code: int | None = None
         try:
             code = self._process.wait(max(0.0, self._begin + self._seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            pass
+        finally:  # also after an interrupt, which its own session does not receive
+            self._end()
         self._output.seek(0)
-        output = self._output.read()
-        self._output.close()
-        return Result(code, output, time.monotonic() - self._begin)
+        return Result(code, self._output.read(), time.monotonic() - self._begin)
+
+    def _end(self) -> None:
+        with suppress(ProcessLookupError):  # nobody of its session is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

@@ -9,7 +9,7 @@ from common import Options
 from operators import Contender, Operator, Shape, Workload
 from peak_memory import MIB, extra_bytes_cpu, extra_bytes_cuda
 from report import Report
-from timing import Timing, interleave
+from timing import Timing, interleave, shown
 
 from dinov2.utils.errors import UserError
 
@@ -83,12 +83,13 @@ def measure(
             report.note(f"--without {name!r}: there is no such row")
     contenders = [contender for contender in everyone if contender.name not in (without or [])]
     contenders = [c for c in contenders if c.name == ours or not only_ours]
-    contenders = [c for c in contenders if _checked(c, operator, work, dtype, report)]
+    where = f"{shape['batch']} x {shape['length']} tokens"
+    contenders = [c for c in shown(contenders, f"checking {where}") if _checked(c, operator, work, dtype, report)]
     result: dict[str, Timing] = {}
     for mode in MODES:
         calls = {c.name: c.bind(work, mode) for c in contenders}
-        timings = interleave(calls, device, options.repeats, options.seconds)
-        for contender in contenders:
+        timings = interleave(calls, device, options.repeats, options.seconds, f"{where}, {mode}")
+        for contender in shown(contenders, f"{where}, {mode}: memory") if options.memory else contenders:
             name = contender.name
             row = {"name": name, "mode": mode, **shape, **timings[name].columns}
             if options.memory:
@@ -96,7 +97,7 @@ def measure(
                 row |= {"extra_mib": extra / MIB, "io_mib": work.bytes / MIB, "extra_over_io": extra / work.bytes}
             report.rows.append(row)
             if contender.peer and ours in timings:
-                ratio = f"{mode}, {shape['batch']} x {shape['length']} tokens: {ours} over {name}"
+                ratio = f"{mode}, {where}: {ours} over {name}"
                 report.ratios[ratio] = timings[name].minimum / timings[ours].minimum
         if operator.layer is not None and not only_ours:
             report.rows.append(_layer_row(operator.layer(shape), shape, mode, options))

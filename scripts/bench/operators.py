@@ -95,7 +95,7 @@ def our_contenders(
 ) -> list[Contender]:
     """Return one contender for each backend of `operator` that runs there, `function(inputs..., backend=NAME)`.
 
-    `size` is what the operator's backends depend on beside device and dtype: its states, channels or width.
+    `size` is what the operator's backends depend on beside device and dtype: its states, its tokens or its width.
     """
     names = usable_backends(operator, device.type, dtype, size)
     return [Contender(f"ours ({name})", functools.partial(function, backend=name), False) for name in names]

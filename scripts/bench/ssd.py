@@ -29,6 +29,7 @@ from torch import Tensor
 
 from dinov2.layers.hydra import Hydra
 from dinov2.ops import ssd
+from dinov2.utils.errors import UserError
 
 EXAMPLES = """\
   python scripts/bench/ssd.py --json ssd.json
@@ -92,6 +93,9 @@ def program(argv: Sequence[str] | None) -> None:
     parser.add_argument("--headdim", type=int, default=64, help="channels of a head; default: 64")
     quick = {"batch": [1], "lengths": [5], "scaling": [], "dim": 16, "states": 4, "headdim": 8}
     args, options = parse(parser, argv, quick)
+    if 2 * args.dim % args.headdim:
+        rule = f"the heads divide twice the width, so it must be a multiple of {args.headdim} / 2 (see --headdim)"
+        raise UserError(f"--dim {args.dim}: {rule}")
     report = Report(options)
     shape = {"dim": args.dim, "states": args.states, "headdim": args.headdim}
     measure_lengths(OPERATOR, args, shape, options, report)

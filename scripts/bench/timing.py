@@ -1,12 +1,15 @@
 """Timing several calls in turn, so that whatever else the machine does hits all of them alike."""
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from tqdm import tqdm
 
 SAMPLE_SECONDS = 0.02  # a sample repeats a quick call for at least so long
 
@@ -33,8 +36,16 @@ class Timing:
         return {"min_ms": 1e3 * self.minimum, "median_ms": 1e3 * self.median, "samples": len(self.samples)}
 
 
+Item = TypeVar("Item")
+
+
+def shown(items: Iterable[Item], label: str) -> Iterable[Item]:
+    """Return the items with a progress bar on stderr, on a terminal only, which is gone at the end."""
+    return tqdm(items, desc=label, leave=False, disable=None)
+
+
 def interleave(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, seconds: float
+    calls: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, seconds: float, label: str = "timing"
 ) -> dict[str, Timing]:
     """Time `calls` in rounds, one sample of each a round: a b c a b c ..., after a warm-up of each.
 
@@ -43,21 +54,26 @@ def interleave(
         device: CUDA is timed by events on its stream, anything else by the wall clock.
         repeats: rounds.
         seconds: a call whose samples took longer than this together sits out the remaining rounds.
+        label: what the progress bar, which moves between samples, says before the call's name.
     """
     inner: dict[str, int] = {}
-    for name, call in calls.items():
-        once = _sample(call, 1, device)
-        if once < 1.0:  # the first call also loads, compiles and allocates
-            once = _sample(call, 1, device)
-        inner[name] = max(1, min(1000, math.ceil(SAMPLE_SECONDS / max(once, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     spent = dict.fromkeys(calls, 0.0)
-    for _ in range(repeats):
+    total = len(calls) * (1 + repeats)
+    with tqdm(total=total, desc=label, unit="sample", leave=False, disable=None) as bar:
         for name, call in calls.items():
-            if samples[name] and spent[name] >= seconds:
-                continue
-            samples[name].append(_sample(call, inner[name], device))
-            spent[name] += samples[name][-1] * inner[name]
+            bar.set_postfix_str(f"warm-up of {name}")
+            once = _sample(call, 1, device)
+            if once < 1.0:  # the first call also loads, compiles and allocates
+                once = _sample(call, 1, device)
+            inner[name] = max(1, min(1000, math.ceil(SAMPLE_SECONDS / max(once, 1e-6))))
+            bar.update()
+        for name, call in itertools.chain.from_iterable(calls.items() for _ in range(repeats)):
+            if not samples[name] or spent[name] < seconds:
+                bar.set_postfix_str(name)
+                samples[name].append(_sample(call, inner[name], device))
+                spent[name] += samples[name][-1] * inner[name]
+            bar.update()
     return {name: Timing(tuple(values)) for name, values in samples.items()}
 
 

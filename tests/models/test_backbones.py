@@ -1,10 +1,13 @@
 """One suite over the six backbones: outputs, order of tokens, masks, gradients, sizes and state dicts."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from dinov2.models import build_backbone
+from dinov2.utils.errors import UserError
 
 SIX = ("vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid")
 TINY = {"embed_dim": 64, "num_heads": 2, "depth": 2, "img_size": 64}
@@ -180,9 +183,9 @@ def test_intermediate_layers(name, registers):
     assert torch.equal(patches, out["x_norm_patchtokens"])
     assert torch.equal(cls, out["x_norm_clstoken"])
     two = model.get_intermediate_layers(x, n=2)
-    by_index = model.get_intermediate_layers(x, n=[3, 0])
-    assert torch.equal(two[1], by_index[0])
-    assert not torch.equal(two[0], by_index[1])
+    by_index = model.get_intermediate_layers(x, n=[3, 0])  # in the order of the blocks, as DINOv2 has them
+    assert torch.equal(two[1], by_index[1])
+    assert not torch.equal(two[0], by_index[0])
     (raw,) = model.get_intermediate_layers(x, norm=False)
     assert torch.equal(raw, out["x_prenorm"][:, 1 + registers :])
     (maps,) = model.get_intermediate_layers(x, reshape=True)
@@ -190,12 +193,12 @@ def test_intermediate_layers(name, registers):
     assert torch.equal(maps[:, :, 1, 2], patches[:, 5])
     # The first block alone: the same as a model that has no other.
     model.blocks = model.blocks[:1]
-    assert torch.equal(by_index[1], model.forward_features(x)["x_norm_patchtokens"])
+    assert torch.equal(by_index[0], model.forward_features(x)["x_norm_patchtokens"])
 
 
-@pytest.mark.parametrize("n", [3, [2], [-1]])
+@pytest.mark.parametrize("n", [3, 0, -1, [2], [-1], [], [1, 1]], ids=str)
 def test_intermediate_layers_that_do_not_exist(name, n):
-    with pytest.raises(ValueError, match="there are blocks 0 to 1"):
+    with pytest.raises(UserError, match=rf"n = {re.escape(repr(n))}; there are blocks 0 to 1"):
         build(name).get_intermediate_layers(images(1, 3, 32, 32), n=n)
 
 

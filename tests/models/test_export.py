@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
 from dinov2.models import build_backbone, export_graph, list_backbones
 from dinov2.models.export import export_backbone, largest_difference, main
@@ -153,6 +156,43 @@ def test_large_weights_go_to_a_second_file(tmp_path, monkeypatch):
     torch.testing.assert_close(run_onnx(tmp_path / "out" / "model.onnx", x), embedding(run, x), rtol=1e-4, atol=1e-4)
 
 
+def test_small_weights_leave_no_second_file_of_large_ones(tmp_path, monkeypatch):
+    run, real = trained(tmp_path / "run", "vit12"), FORMATS["onnx"]
+    for files in (["model.onnx", "model.onnx.data"], ["model.onnx"]):
+
+        def write(export, folder, files=files):
+            for name in files:
+                (folder / name).write_text("a graph")
+
+        monkeypatch.setitem(FORMATS, "onnx", type(real)(real.files, write, lambda export, _, x: export.embedder()(x)))
+        export_backbone(run, "onnx", tmp_path / "out")
+        assert names(tmp_path / "out") == ["README.md", *files]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "others"),
+    [
+        ("timm", "torchscript", "config.json, model.safetensors"),
+        ("safetensors", "onnx", "config.json, model.safetensors"),
+        ("torchscript", "timm", "model.torchscript.pt"),
+    ],
+)
+def test_formats_do_not_mix_in_a_folder(tmp_path, first, second, others):
+    run = trained(tmp_path / "run", "vit12")
+    export_backbone(run, first, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ExportError, match=f"holds {re.escape(others)} of another format.*remove them, or give another"):
+        export_backbone(run, second, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_format_that_writes_the_same_files_replaces_them(tmp_path):
+    run = trained(tmp_path / "run", "vit12")
+    export_backbone(run, "timm", tmp_path / "out")
+    export_backbone(run, "safetensors", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "dinov2-pathology"
+
+
 @pytest.mark.parametrize("arch", SIX)
 def test_timm_loads_the_folder_and_the_file(tmp_path, arch):
     run = trained(tmp_path / "run", arch, num_register_tokens=2)
@@ -265,6 +305,42 @@ def test_the_code_of_the_card_runs(tmp_path, file_format):
     torch.testing.assert_close(found, embedding(run, x), rtol=1e-4, atol=1e-4)
 
 
+class CustomInferenceEncoder(torch.nn.Module):
+    """TRIDENT's wrapper of a model, as its load.py has it: the same signature, attributes and forward pass."""
+
+    def __init__(self, enc_name, model, transforms, precision):
+        super().__init__()
+        self.enc_name, self.model, self.eval_transforms, self.precision = enc_name, model, transforms, precision
+
+    def forward(self, x):
+        return self.model(x)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "cls+mean"])
+@pytest.mark.parametrize("file_format", ["timm", "safetensors", "torchscript"])
+def test_the_lines_of_the_card_for_trident_give_the_embeddings(tmp_path, monkeypatch, file_format, pooling):
+    """Used as TRIDENT uses an encoder: PIL patches through its transforms, then the module itself."""
+    trident, models = ModuleType("trident"), ModuleType("trident.patch_encoder_models")
+    models.CustomInferenceEncoder = CustomInferenceEncoder
+    monkeypatch.setitem(sys.modules, "trident", trident)
+    monkeypatch.setitem(sys.modules, "trident.patch_encoder_models", models)
+    run = trained(tmp_path / "run")
+    export_backbone(run, file_format, tmp_path / "out", pooling=pooling)
+    _, body = card(tmp_path / "out")
+    code = body.split("With TRIDENT:")[1].split("```python\n")[1].split("```")[0]
+    values = {}
+    exec(code.replace("FOLDER", str(tmp_path / "out")), values)
+    encoder = values["encoder"]
+    assert (encoder.enc_name, encoder.precision) == ("mvhybrid", torch.float32)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    patches = torch.stack([encoder.eval_transforms(Image.fromarray(patch)) for patch in pixels])
+    with torch.inference_mode():
+        found = encoder(patches)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    x = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, embedding(run, x, pooling), rtol=1e-4, atol=1e-4)
+
+
 def test_wrong_files_are_found_and_not_kept(tmp_path, monkeypatch):
     run = trained(tmp_path / "run", "vit12")
     real = FORMATS["torchscript"]
@@ -272,14 +348,16 @@ def test_wrong_files_are_found_and_not_kept(tmp_path, monkeypatch):
     def altered(export, folder, images):
         return real.run(export, folder, images) + 2e-3
 
-    monkeypatch.setitem(FORMATS, "torchscript", type(real)(real.write, altered))
+    monkeypatch.setitem(FORMATS, "torchscript", type(real)(real.files, real.write, altered))
     with pytest.raises(ExportError, match=r"differ by 2.0e-03 .*; nothing was exported"):
         export_backbone(run, "torchscript", tmp_path / "out")
     assert names(tmp_path) == ["run"]
-    monkeypatch.setitem(FORMATS, "torchscript", type(real)(real.write, lambda *_: torch.full((1, 64), torch.nan)))
+    monkeypatch.setitem(
+        FORMATS, "torchscript", type(real)(real.files, real.write, lambda *_: torch.full((1, 64), torch.nan))
+    )
     with pytest.raises(ExportError, match="differ by nan"):
         largest_difference(Export(load_backbone(run), 64, "cls"), "torchscript", tmp_path)
-    monkeypatch.setitem(FORMATS, "torchscript", type(real)(real.write, lambda *_: torch.zeros(1, 32)))
+    monkeypatch.setitem(FORMATS, "torchscript", type(real)(real.files, real.write, lambda *_: torch.zeros(1, 32)))
     with pytest.raises(ExportError, match=r"embeddings \(1, 32\), expected \(1, 64\)"):
         largest_difference(Export(load_backbone(run), 64, "cls"), "torchscript", tmp_path)
 

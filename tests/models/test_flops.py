@@ -123,6 +123,7 @@ def test_the_table_names_an_unknown_backbone(capsys):
     assert "unknown backbone 'vit13'; did you mean 'vit12'" in capsys.readouterr().err
 
 
-def test_the_table_names_an_impossible_size(capsys):
-    assert main(["vit12_tiny", "--sizes", "60"]) == 2
-    assert "nearest valid size is 64 x 64" in capsys.readouterr().err
+@pytest.mark.parametrize(("size", "nearest"), [("60", 64), ("0", 16), ("-16", 16)])
+def test_the_table_names_an_impossible_size(capsys, size, nearest):
+    assert main(["vit12_tiny", "--sizes", size]) == 2
+    assert f"nearest valid size is {nearest} x {nearest}" in capsys.readouterr().err

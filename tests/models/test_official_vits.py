@@ -62,6 +62,15 @@ def test_without_registers_other_sizes_follow_facebook_researchs_rule(tmp_path):
     assert_tokens_agree(load_backbone(path).model, theirs, 224)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_wider_models_are_timms(tmp_path, size, registers):
+    """One block of each, with a small grid of positions."""
+    path = saved(tmp_path, official_state(f"vit_{size}", registers, depth=1, img_size=112))
+    name = NAMES[registers].replace("small", size)
+    assert_tokens_agree(load_backbone(path).model, timms(name, path, img_size=112, depth=1), 112)
+
+
 @pytest.mark.parametrize(("registers", "name"), [(0, "vit_giant_patch14_dinov2"), (4, "vit_giant_patch14_reg4_dinov2")])
 def test_swiglu_is_timms(tmp_path, registers, name):
     path = saved(tmp_path, official_state("vit_giant2", registers, depth=1, img_size=112))
@@ -71,12 +80,13 @@ def test_swiglu_is_timms(tmp_path, registers, name):
 
 
 @pytest.mark.parametrize("registers", [0, 4])
-@pytest.mark.parametrize("arch", ["vit_small", "vit_base"])
-def test_a_file_without_configuration_tells_all(tmp_path, arch, registers):
-    loaded = load_backbone(saved(tmp_path, official_state(arch, registers, depth=2)))
+@pytest.mark.parametrize(("arch", "heads"), [("vit_small", 6), ("vit_base", 12), ("vit_large", 16)])
+def test_a_file_without_configuration_tells_all(tmp_path, arch, heads, registers):
+    depth = 2 if heads < 16 else 1
+    loaded = load_backbone(saved(tmp_path, official_state(arch, registers, depth=depth)))
     spec = loaded.model.spec
-    assert (loaded.name, spec.depth, spec.num_register_tokens, spec.patch_size) == (arch, 2, registers, 14)
-    assert spec.embed_dim == 64 * spec.num_heads == {"vit_small": 384, "vit_base": 768}[arch]
+    assert (loaded.name, spec.depth, spec.num_register_tokens, spec.patch_size) == (arch, depth, registers, 14)
+    assert (spec.num_heads, spec.embed_dim) == (heads, 64 * heads)
     assert spec.img_size == 518
     assert loaded.model.pos_embed.shape[1] == 37 * 37 + 1
     assert (spec.interpolate_antialias, spec.interpolate_offset) == ((True, 0.0) if registers else (False, 0.1))

@@ -1,43 +1,16 @@
 """The benchmark programs: each runs with tiny shapes and writes what was promised; wrong results are not timed."""
 
-import importlib
-import json
+import io
+import itertools
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from bench_programs import quick
 
-BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
-MODULES = [path.stem for path in sorted(BENCH.glob("*.py"))]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
-    """The modules of scripts/bench, which is no package, imported as `python scripts/bench/NAME.py` does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    for name in MODULES:  # their names are common words
-        sys.modules.pop(name, None)
-
-
-def quick(module: ModuleType, tmp_path: Path, *options: str) -> dict:
-    """Run a program with tiny shapes and return its JSON."""
-    path = tmp_path / "results" / "out.json"
-    runner = importlib.import_module("common").run
-    assert runner(module.program, ["--quick", "--threads", "1", "--no-memory", "--json", str(path), *options]) == 0
-    assert [p.name for p in path.parent.iterdir()] == ["out.json"]
-    content = json.loads(path.read_text())
-    assert {"machine", "command", "rows", "ratios"} <= set(content)
-    assert content["machine"]["torch"] == torch.__version__
-    assert content["machine"]["threads"] == 1
-    assert content["machine"]["cpu"]
-    return content
 
 
 def test_selective_scan(bench, tmp_path, capsys):
@@ -80,6 +53,16 @@ def test_an_installed_mambapy_is_discretised_as_its_block_does(bench, monkeypatc
     bench.check.check(contender, bench.scan_peers.exact_scan, work, torch.float32)
 
 
+@pytest.mark.parametrize("length", [1, 5, 64, 100])
+def test_the_real_mambapy_gives_our_scan(bench, length):
+    """Its `pscan` pads to powers of two; both against float64, forward and all gradients."""
+    pytest.importorskip("mambapy.pscan", reason="mambapy is not installed: pip install '.[bench]'")
+    work = bench.selective_scan.make({"batch": 2, "length": length, "dim": 3, "states": 4}, CPU, torch.float32)
+    for function in (bench.scan_peers.mambapy_scan(), partial(bench.selective_scan._ours, backend="auto")):
+        contender = bench.operators.Contender("scan", function, True)
+        bench.check.check(contender, bench.scan_peers.exact_scan, work, torch.float32)
+
+
 def test_ssd(bench, tmp_path):
     content = quick(bench.ssd, tmp_path)
     assert {"plain loop", "block matrices", "Hydra (whole layer)"} <= {row["name"] for row in content["rows"]}
@@ -99,6 +82,23 @@ def test_einfft(bench, tmp_path):
     content = quick(bench.einfft, tmp_path)
     assert {"ours (products)", "ours (reference)", "literal fft2"} <= {row["name"] for row in content["rows"]}
     assert len(content["ratios"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "dim", "backends"),
+    [(4097, 16, {"ours (reference)"}), (257, 1536, {"ours (products)", "ours (reference)"})],
+)
+def test_einfft_takes_the_backends_that_run_for_so_many_tokens(bench, length, dim, backends):
+    shape = {"batch": 1, "length": length, "dim": dim}
+    found = {c.name for c in bench.einfft.contenders(shape, CPU, torch.float32, lambda _: None) if not c.peer}
+    assert found - {"ours (native)"} == backends
+    assert bench.einfft.ours(shape, CPU, torch.float32) in found
+    assert length == 257 or "ours (native)" not in found
+
+
+def test_einfft_at_a_length_beyond_that_of_the_products(bench, tmp_path):
+    rows = quick(bench.einfft, tmp_path, "--lengths", "1101", "--dim", "16")["rows"]
+    assert {row["name"] for row in rows} == {"ours (reference)", "literal fft2"}
 
 
 def test_conv_silu(bench, tmp_path):
@@ -154,20 +154,48 @@ def test_channels_outside_changes_the_layout_alone(bench):
     assert relaid.grad.mT.is_contiguous()
 
 
-def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench):
-    order: list[str] = []
+def test_samples_are_taken_in_turn_and_a_slow_call_sits_out(bench, monkeypatch):
+    """By a clock that advances by 1/16 s with the one call and by 1/1024 s with the other."""
+    now, order = 0.0, []
 
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.06)
+    def call(name: str, seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        order.append(name)
 
-    timings = bench.timing.interleave({"slow": slow, "quick": lambda: order.append("quick")}, CPU, 3, seconds=0.1)
-    assert len(timings["slow"].samples) == 2
-    assert len(timings["quick"].samples) == 3
-    assert timings["slow"].minimum >= 0.06
-    assert timings["quick"].columns["median_ms"] < 1
-    rounds = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    assert rounds == ["slow", "quick", "slow", "quick", "slow", "quick"]  # a warm-up of each, then two rounds and one
+    monkeypatch.setattr(bench.timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    calls = {"slow": lambda: call("slow", 1 / 16), "quick": lambda: call("quick", 1 / 1024)}
+    timings = bench.timing.interleave(calls, CPU, 3, seconds=0.1)
+    assert timings["slow"].samples == (1 / 16, 1 / 16)  # the third would follow on more than 0.1 s
+    assert timings["slow"].columns == {"min_ms": 62.5, "median_ms": 62.5, "samples": 2}
+    assert timings["quick"].samples == (1 / 1024,) * 3
+    runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
+    # A warm-up of two calls each; then rounds of samples that take 0.02 s at least: one slow call, 21 quick ones.
+    assert runs == [("slow", 2), ("quick", 2), ("slow", 1), ("quick", 21), ("slow", 1), ("quick", 2 * 21)]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("program", "steps"),
+    [
+        ("selective_scan", ["checking 2 x 5 tokens", "2 x 5 tokens, forward+backward", "reference loop"]),
+        ("backbones", ["building and checking", "forward+backward", "vit12_tiny"]),
+    ],
+)
+def test_progress_is_shown_on_a_terminal_and_not_elsewhere(bench, tmp_path, capsys, monkeypatch, program, steps):
+    quick(getattr(bench, program), tmp_path)
+    quiet = capsys.readouterr()
+    assert quiet.err == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    quick(getattr(bench, program), tmp_path)
+    for step in steps:
+        assert step in terminal.getvalue()
+    assert len(capsys.readouterr().out.splitlines()) == len(quiet.out.splitlines())
 
 
 def test_nothing_new_is_begun_after_the_limit(bench, tmp_path):
@@ -209,86 +237,26 @@ def test_the_table_is_aligned(bench):
     ]
 
 
-def test_user_errors_are_one_line(bench, capsys):
-    assert bench.common.run(bench.einfft.program, ["--quick", "--threads", "0"]) == 2
-    assert "error: --threads 0: it must be positive" in capsys.readouterr().err
-    assert bench.common.run(bench.einfft.program, ["--quick", "--batch", "1", "2", "3"]) == 2
-    assert "3 numbers for 1 lengths" in capsys.readouterr().err
-    assert bench.common.run(bench.backbones.program, ["--quick", "--names", "vit13"]) == 2
-    assert "unknown backbone 'vit13'" in capsys.readouterr().err
-    assert bench.common.run(bench.backbones.program, ["--quick", "--crops", "many"]) == 2
-    assert "COUNTxSIZE" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_the_gpu_programs_say_so(bench, capsys, tmp_path):
-    path = tmp_path / "gpu.json"
-    assert bench.common.run(bench.gpu.program, ["--json", str(path)]) == 2
-    assert capsys.readouterr().err.count("error: PyTorch finds no CUDA device here") == 1
-    assert bench.common.run(bench.ssd.program, ["--quick", "--device", "cuda"]) == 2
-    assert "error: --device cuda: PyTorch finds no CUDA device here" in capsys.readouterr().err
-    assert not path.exists()
-
-
-def test_gpu_gathers_what_its_parts_write(bench, tmp_path, monkeypatch, capsys):
-    """The GPU programs' options on a CPU: one part that succeeds, and one that runs out of time."""
-    monkeypatch.setattr(bench.gpu.torch.cuda, "is_available", lambda: True)
-    fake = tmp_path / "bench"
-    fake.mkdir()
-    content = {"machine": {"gpu": "some"}, "rows": [{"name": "ours"}], "ratios": {"x over y": 2.0}, "notes": ["a note"]}
-    (fake / "einfft.py").write_text(
-        "import json, sys\n"
-        "assert sys.argv[1:5] == ['--device', 'cuda', '--dtype', 'bf16']\n"
-        f"open(sys.argv[sys.argv.index('--json') + 1], 'w').write(json.dumps({content!r}))\n"
-    )
-    (fake / "ssd.py").write_text("import time\nprint('began', flush=True)\ntime.sleep(60)\n")
-    monkeypatch.setattr(bench.gpu, "HERE", fake)
-    monkeypatch.setattr(bench.gpu, "PARTS", {"einfft": bench.gpu.Part((), 20), "ssd": bench.gpu.Part((), 0.5)})
-    out = tmp_path / "docs" / "gpu.json"
-    with pytest.raises(SystemExit) as stopped:
-        bench.gpu.program(["--no-tests", "--json", str(out), "--parts", "einfft", "ssd"])
-    assert stopped.value.code == 1
-    written = json.loads(out.read_text())
-    assert written["machine"] == {"gpu": "some"}
-    assert written["rows"] == [{"part": "einfft", "name": "ours"}]
-    assert written["ratios"] == {"einfft, x over y": 2.0}
-    assert "einfft: a note" in written["notes"]
-    assert any("ssd: exit code None: out of time after" in note for note in written["notes"])
-    assert written["seconds"] < 30
-
-
-def test_the_parts_of_the_gpu_run_give_options_that_their_programs_take(bench, tmp_path, monkeypatch):
-    measured: list[object] = []
-    monkeypatch.setattr(bench.backbones, "measure_backbones", lambda names, groups, *rest: measured.append(groups))
-    for name, part in bench.gpu.PARTS.items():
-        quick(getattr(bench, name), tmp_path, "--limit", "-1", *part.options)
-    images = bench.backbone_calls.Images
-    assert measured == [[images(128, 256), images(512, 112)]]  # 64 tiles of 2 global and 8 local crops
-
-
-def test_the_budget_of_the_gpu_run(bench):
-    """Kernels and backbones with what goes before them in under eight minutes, the whole in under twelve."""
-    seconds = {name: part.seconds for name, part in bench.gpu.PARTS.items()}
-    before = max(bench.gpu.TEST_SECONDS, bench.gpu.BUILD_SECONDS)
-    assert before + sum(seconds.values()) < 720
-    assert before + sum(seconds.values()) - seconds["train_step"] - seconds["data"] < 480
-
-
-def test_peers_are_unpacked_from_their_source_distributions(bench, tmp_path):
-    import tarfile
-
-    sdists, folder = tmp_path / "sdists", tmp_path / "out"
-    sdists.mkdir()
-    (tmp_path / "file.cu").write_text("kernel")
-    for name in ("mamba_ssm-9.9", "causal_conv1d-1.2.3"):
-        with tarfile.open(sdists / f"{name}.tar.gz", "w:gz") as archive:
-            archive.add(tmp_path / "file.cu", f"{name}/csrc/file.cu")
-    trees = bench.build_peers.unpack(sdists, folder)
-    assert (trees["mamba_ssm"] / "csrc" / "file.cu").read_text() == "kernel"
-    assert trees["causal_conv1d"].name == "causal_conv1d-1.2.3"
-    (sdists / "mamba_ssm-9.9.tar.gz").unlink()
-    with pytest.raises(ValueError, match=r"holds no mamba_ssm-\*\.tar\.gz; get them with"):
-        bench.build_peers.unpack(sdists, folder)
+@pytest.mark.parametrize(
+    ("program", "options", "message"),
+    [
+        ("einfft", ["--threads", "0"], "--threads 0: it must be positive"),
+        ("einfft", ["--batch", "1", "2", "3"], "--batch gives 3 numbers for 1 lengths"),
+        ("einfft", ["--dim", "30"], "--dim 30: it must be a multiple of the 4 blocks"),
+        ("ssd", ["--headdim", "0"], "--headdim 0: it must be positive"),
+        ("ssd", ["--dim", "100", "--headdim", "64"], "--dim 100: the heads divide twice the width"),
+        ("conv_silu", ["--width", "-1"], "--width -1: it must be positive"),
+        ("backbones", ["--names", "vit13"], "unknown backbone 'vit13'"),
+        *(("backbones", ["--crops", text], "COUNTxSIZE") for text in ("many", "0x32", "2x32x5", "2x-32")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_user_errors_are_one_line(bench, capsys, program, options, message):
+    assert bench.common.run(getattr(bench, program).program, ["--quick", "--threads", "1", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.gpu
