@@ -2,18 +2,22 @@
 
 import pickle
 import resource
+from itertools import islice
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from dinov2.data.datasets import make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.loaders import make_loader
 from dinov2.slides import Coordinates, handles, open_slide, write_coordinates
 from dinov2.slides.coordinates import geometry_at_level, geometry_at_mpp
 from dinov2.slides.handles import OpenSlides
+from dinov2.utils.schema import CropsSection, IbotSection
 
 
 @pytest.fixture
@@ -120,6 +124,39 @@ def test_a_slide_that_disappears_is_a_bad_tile(folder) -> None:
     with pytest.raises(BadTileError, match=r"a.tif at \(40, 10\): .*no such file"):
         dataset.decode(1)
     assert dataset.decode(3).shape == (3, 32, 32)
+
+
+def _damage_tile(path, number) -> None:
+    """Overwrite one compressed tile of level 0, so that OpenSlide cannot decode it."""
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[number], file.pages[0].databytecounts[number]
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes([255]) * size
+    path.write_bytes(content)
+
+
+def test_one_damaged_tile_leaves_the_others_readable(folder) -> None:
+    whole = [make_dataset(spec(folder)).decode(i) for i in range(5)]
+    _damage_tile(folder / "slides" / "a.tif", 0)  # x and y from 0 to 63: patches 0, and 1 at (40, 10)
+    dataset = make_dataset(spec(folder))
+    for i in (2, 0, 2, 1, 2, 4):
+        if i in (0, 1):
+            with pytest.raises(BadTileError, match=r"a.tif at .* cannot be decoded"):
+                dataset.decode(i)
+        else:
+            assert torch.equal(dataset.decode(i), whole[i])
+
+
+def test_a_damaged_tile_is_replaced_alike_by_any_number_of_workers(folder) -> None:
+    _damage_tile(folder / "slides" / "a.tif", 0)
+    crops = CropsSection(global_crops_size=32, local_crops_size=16, local_crops_number=1)
+    options = {"patch_size": 8, "global_batch_size": 2, "seed": 0, "max_bad_fraction": 0.4}
+    seen = []
+    for workers in (0, 2):
+        loader = make_loader(make_dataset(spec(folder)), crops, IbotSection(), num_workers=workers, **options)
+        seen.append([(batch.paths, batch.bad) for batch in islice(loader, 6)])
+        assert set(loader.monitor.paths) == {f"{folder}/slides/a.tif at {place}" for place in ("(0, 0)", "(40, 10)")}
+    assert seen[0] == seen[1]
 
 
 def test_rows_that_are_the_same_slide_are_refused(folder, write_slide) -> None:
