@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from dinov2.data.bad_tiles import BadTileMonitor
 from dinov2.data.collate import MultiCropBatch, MultiCropCollator, TileBatch, UnreadableBatch
 from dinov2.data.datasets import TileDataset
+from dinov2.data.datasets.damage import refuse_damage
 from dinov2.data.device_augmentation import DeviceAugmentation
 from dinov2.data.errors import TooManyBadTilesError
 from dinov2.data.samplers import RankBatchSampler
@@ -89,14 +90,16 @@ def make_loader(
         rank: this process.
         world_size: number of processes.
         accumulate: micro-batches in a process's part of a step; each is one item of the loader.
-        max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor`.
+        max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor` and `refuse_damage`.
         pin_memory: copy batches to page-locked memory, for CUDA.
         augment: `data.augment`, where crops are made.
         device: the training device.
 
     Raises:
         ValueError: sizes that do not divide, or a rank or step out of range.
+        TooManyBadTilesError: see `refuse_damage`.
     """
+    refuse_damage(dataset, max_bad_fraction)
     side, remainder = divmod(crops.global_crops_size, patch_size)
     if remainder:
         raise ValueError(f"crops.global_crops_size {crops.global_crops_size} is not a multiple of patch {patch_size}")

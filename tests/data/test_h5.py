@@ -10,7 +10,8 @@ import pytest
 
 from dinov2.data.datasets import H5, NamedTiles, TileDataset, handles, make_dataset
 from dinov2.data.datasets import h5 as h5_module
-from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.datasets.damage import refuse_damage
+from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
 
 
 def _write(path: Path, count: int, key: str = "img", seed: int = 0, **options: object) -> np.ndarray:
@@ -144,6 +145,29 @@ def test_a_file_that_cannot_be_opened_is_one_bad_tile(tmp_path: Path) -> None:
     (tmp_path / "a.h5").unlink()
     with pytest.raises(DatasetError, match="no readable tile in 2 files"):
         H5(str(tmp_path))
+
+
+def test_unreadable_files_are_known_at_every_opening_and_stop_a_run(
+    tmp_path: Path, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        _write(tmp_path / "in" / f"{number}.h5", 2)
+    cut = tmp_path / "in" / "1.h5"
+    cut.write_bytes(cut.read_bytes()[:700])
+    for path in (tmp_path / "in", *(tmp_path / "in").iterdir()):
+        os.utime(path, (1e9, 1e9))
+    for _ in range(2):  # the second is a kept listing
+        caplog.clear()
+        dataset = H5(str(tmp_path / "in"))
+        (record,) = caplog.records
+        assert f"1 damaged: {cut} (OSError: " in record.getMessage()
+    assert list(kept.glob("h5-*"))
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 4 files are damaged \(0 are tolerated\)"):
+        refuse_damage(dataset, 0.24)
+    refuse_damage(dataset, 0.25)
+    (tmp_path / "in" / "x.h5").symlink_to("nowhere.h5")
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 5 links are damaged"):
+        refuse_damage(H5(str(tmp_path / "in")), 0.19)
 
 
 def test_a_damaged_chunk_is_one_bad_tile(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from dinov2.data.datasets.damage import Damage
 from dinov2.data.datasets.decode import pixels_to_tensor
 from dinov2.data.datasets.file_listing import FileListing
 from dinov2.data.datasets.h5_index import index_h5, pixels
@@ -13,18 +14,19 @@ from dinov2.data.datasets.handles import OpenFiles
 from dinov2.data.datasets.registry import register_dataset
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.index_cache import kept_or_listed
-from dinov2.data.skipped import Skipped, warn_of_skipped
+from dinov2.data.skipped import DAMAGED, Skipped, warn_of_skipped
 
 SUFFIXES = (".h5", ".hdf5")
 
 
 @register_dataset("H5")
 class H5:
-    """Every tile of the HDF5 files below a folder; implements `TileDataset` and `NamedTiles`.
+    """Every tile of the HDF5 files below a folder; implements `TileDataset`, `NamedTiles` and `Listed`.
 
     Tiles are uint8 (N, H, W, 3) under `img` or `imgs`.
 
-    A file that is damaged counts as one bad tile where it cannot be opened at all, else its unreadable tiles do.
+    A file that cannot be opened at all is a damaged file, see `refuse_damage`, and in the place of its tiles is one bad
+    one; else its unreadable tiles are bad tiles.
 
     Args:
         root: a folder, searched at any depth, or one file.
@@ -37,6 +39,7 @@ class H5:
 
     def __init__(self, root: str, refresh: str = "auto") -> None:
         path = os.path.abspath(os.path.expanduser(root))
+        self.damage: list[Damage] = []
         if os.path.isfile(path):
             self._root, self._paths = os.path.dirname(path), [path]
         else:
@@ -48,9 +51,14 @@ class H5:
                     skipped.add(name, "a file that is read under another name")
             warn_of_skipped(f"H5:root={root}", skipped.facts())
             self._root, self._paths = listing.root, sorted(real.values())
+            self.damage.append(Damage.from_facts(f"H5:root={root}", "links", len(listing), listing.facts))
         self._table = kept_or_listed(
             "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)
         )
+        facts = self._table.facts
+        warn_of_skipped(f"H5:root={root}", facts, DAMAGED)
+        good = len(self._paths) - facts[DAMAGED]["count"]
+        self.damage.append(Damage.from_facts(f"H5:root={root}", "files", good, facts))
         if not (self._table.columns["counts"] > 0).any():
             raise DatasetError(
                 f"H5:root={root}: no readable tile in {len(self._paths)} files, such as {self._paths[0]}"
