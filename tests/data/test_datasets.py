@@ -72,9 +72,7 @@ def test_broken_links_stop_a_run_as_bad_tiles_do(tmp_path: Path, write_tiles: Wr
     with pytest.raises(TooManyBadTilesError, match=r"1 of 19 files are damaged \(0 are tolerated\)"):
         refuse_damage(dataset, 0.0)
     (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
-    with pytest.raises(
-        TooManyBadTilesError, match=r"2 of 20 files .*:\n.*a.png \(a link that leads nowhere"
-    ):
+    with pytest.raises(TooManyBadTilesError, match=r"2 of 20 files .*:\n.*a.png \(a link that leads nowhere"):
         refuse_damage(Folder(str(tmp_path)), 0.05)
 
 
