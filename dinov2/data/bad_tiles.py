@@ -2,14 +2,14 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dinov2.data.errors import TooManyBadTilesError
 
 logger = logging.getLogger(__name__)
 
 FIRST_LOOK = 1000  # tiles
-NAMED = 5  # paths in the error
+NAMED = 5  # paths in a message
 
 
 class BadTileMonitor:
@@ -64,10 +64,14 @@ class BadTileMonitor:
     def _message(self) -> str:
         count = len(self.paths)
         seen = max(self.seen, count)
-        named = "\n".join(f"  {path}: {reason}" for path, reason in list(self.paths.items())[:NAMED])
-        more = f"\n  and {count - NAMED} more" if count > NAMED else ""
         return (
             f"{count} tiles cannot be decoded, {count / seen:.1%} of the {seen} tiles seen "
-            f"({self.allowed} are tolerated so far):\n{named}{more}\n"
+            f"({self.allowed} are tolerated so far):\n{first_of(list(self.paths.items()))}\n"
             f"Repair or remove them, or raise data.max_bad_fraction (now {self.max_bad_fraction})"
         )
+
+
+def first_of(bad: Sequence[tuple[str, str]]) -> str:
+    """A line for each of the first five of (path, reason), and how many more there are."""
+    more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+    return "\n".join([*(f"  {path}: {reason}" for path, reason in bad[:NAMED]), *more])

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dinov2.data.bad_tiles import NAMED, first_of
 from dinov2.data.collate import MultiCropBatch, MultiCropCollator
 from dinov2.data.datasets import TileDataset, make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
@@ -34,7 +35,6 @@ examples:
 
 Exit codes: 0 done, 2 something given is wrong, 130 stopped by Ctrl-C.
 """
-NAMED = 5  # failures and sizes that are listed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,10 +101,8 @@ def _print_survey(dataset: TileDataset, count: int, seed: int) -> None:
     more = f", {len(sizes) - NAMED} further sizes" if len(sizes) > NAMED else ""
     print(f"{count} decoded at random: {listed or 'none readable'}{more}")
     print(f"{len(bad)} of them cannot be decoded")
-    for failure in bad[:NAMED]:
-        print(f"  {failure}")
-    if len(bad) > NAMED:
-        print(f"  and {len(bad) - NAMED} more")
+    if bad:
+        print(first_of([(failure.path, failure.reason) for failure in bad]))
 
 
 def _collator(config: SSLConfig, batch: int, on_device: bool) -> MultiCropCollator:

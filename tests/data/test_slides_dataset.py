@@ -11,6 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from dinov2.data import pack
 from dinov2.data.datasets import make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.loaders import make_loader
@@ -55,6 +56,13 @@ def test_tiles_are_the_slides_pixels(folder) -> None:
     assert dataset.path(2) == f"{folder}/slides/a.tif at (80, 20)"
     assert dataset.path(3) == f"{folder}/slides/c.tif at (0, 0)"
     assert dataset.decode(4).shape == (3, 32, 32)
+
+
+def test_packed_patches_keep_their_places(folder) -> None:
+    assert pack.main([spec(folder), "--out", str(folder / "packed"), "--format", "h5"]) == 0
+    packed, dataset = make_dataset(f"H5:root={folder}/packed"), make_dataset(spec(folder))
+    assert [packed.place(i) for i in range(5)] == [dataset.place(i) for i in range(5)]
+    assert packed.place(2) == (80, 20)
 
 
 def test_few_slides_are_open_at_once_and_none_is_pickled(folder) -> None:

@@ -51,6 +51,19 @@ class EncodedTiles(NamedTiles, Protocol):
 
 
 @runtime_checkable
+class PlacedTiles(Protocol):
+    """What a data set offers beyond `TileDataset` so that packed tiles keep their places on the slide."""
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Top left corner (x, y) of tile `index` in level-0 px; None where it is not known.
+
+        Raises:
+            BadTileError: it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
 class Mixture(Protocol):
     """A data set that draws from several; its indices count through the parts in order. See `samplers.make_stream`."""
 

@@ -21,7 +21,8 @@ SUFFIXES = (".h5", ".hdf5")
 
 @register_dataset("H5")
 class H5:
-    """Every tile of the HDF5 files below a folder; implements `TileDataset`, `NamedTiles` and `Listed`.
+    """Every tile of the HDF5 files below a folder; implements `TileDataset`, `NamedTiles`, `PlacedTiles`
+    and `Listed`.
 
     Tiles are uint8 (N, H, W, 3) under `img` or `imgs`.
 
@@ -89,6 +90,19 @@ class H5:
         """Name of the file of tile `index`, relative to the root and without suffix, and the row."""
         path, row = self.locate(index)
         return f"{os.path.splitext(os.path.relpath(path, self._root))[0]}/{row:06d}"
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Row of tile `index` in `coords` (N, 2); None where the file has none; raises `BadTileError`."""
+        path, row = self.locate(index)
+        try:
+            with self._files.open(path) as file:
+                coords = file.get("coords")
+                if getattr(coords, "shape", None) != (len(pixels(file, path)), 2):
+                    return None
+                x, y = coords[row]
+                return int(x), int(y)
+        except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
+            raise BadTileError(f"{path}/{row}", f"coords: {type(error).__name__}: {error}") from error
 
     def decode(self, index: int) -> Tensor:
         """Tile `index` as uint8 (3, H, W); raises `BadTileError`."""

@@ -38,7 +38,7 @@ class _Entry:
 
 @register_dataset("Slides")
 class Slides:
-    """Patches of the slides of a manifest, in its order; implements `TileDataset` and `NamedTiles`.
+    """Patches of the slides of a manifest, in its order; implements `TileDataset`, `NamedTiles` and `PlacedTiles`.
 
     Args:
         manifest: CSV with a column `slide` (or `slide_id`, `wsi`, `path`): files, absolute or relative to the
@@ -94,6 +94,10 @@ class Slides:
         """Slide and corner of tile `index` in level-0 px: `a/512_1024`."""
         entry, x, y = self._locate(index)
         return f"{slide_name(entry.path)}/{x}_{y}"
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Corner (x, y) of tile `index` in level-0 px."""
+        return self._locate(index)[1:]
 
     def decode(self, index: int) -> Tensor:
         """Tile `index` as (3, H, W) uint8 RGB; raises `BadTileError`."""
