@@ -29,8 +29,8 @@ class BatchFeed:
         """Return the next micro-batch.
 
         Raises:
-            UserError: too many tiles are bad, or the data set has become unusable, at the very first batch, when
-                nothing has been done that could be lost.
+            UserError: too many tiles are bad, a loader process has died, or the data set has become unusable, at the
+                very first batch, when nothing has been done that could be lost.
         """
         began = time.perf_counter()
         if self.failure is None:  # after it, the iterator is at its end

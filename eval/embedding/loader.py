@@ -1,9 +1,7 @@
 """Patches of many slides, read in worker processes ahead of the encoder, batch by batch and slide by slide."""
 
 import os
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dinov2.data.workers import init_worker
+from dinov2.data.workers import deaths_polled, init_worker, lost_worker
 from dinov2.slides.handles import OpenSlides
 from eval.embedding.sources import PatchSource, read_patches
 from eval.errors import EvalError
 
 _AHEAD = 4  # batches that each worker reads in advance
-# How the DataLoader's errors begin when a process died, alone or while its batch was being pinned.
-_LOST_READER = ("DataLoader worker", "Pin memory thread")
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def load_batches(
         for start in range(0, len(source), batch_size)
     ]
     alone = False
-    with _deaths_polled() as poll:
+    with deaths_polled() as poll:
         while items:
             due = items[0].source
             chunk = [item for item in items if item.source == due] if alone else items
@@ -137,43 +133,12 @@ def _until_lost(loader: DataLoader[Batch], poll: Callable[[], None]) -> Iterator
         batches = iter(loader)
         poll()
         yield from batches
-    except RuntimeError as error:
-        lost = str(error).partition("\n")[0]
-        if not lost.startswith(_LOST_READER):
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = lost_worker(error)
+        if not lost:
             raise
     if lost:
         yield lost
-
-
-@contextmanager
-def _deaths_polled() -> Iterator[Callable[[], None]]:
-    """Keep a killed reading process from raising an error in the midst of whatever the encoder does.
-
-    The first DataLoader of a process installs a handler of SIGCHLD that raises, wherever the main thread is. Without
-    it the loader sees the death too, when it waits for a batch, unless it was given a timeout, during which it does not
-    look. Yields the function that takes the handler away, to be called when the processes have been started; at the
-    end the handler is put back.
-    """
-    removed: list[Callable[..., object]] = []
-
-    def poll() -> None:
-        handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler) and handler is not _ignore:
-            try:
-                signal.signal(signal.SIGCHLD, _ignore)
-            except ValueError:  # not the main thread, in which nothing is raised
-                return
-            removed.append(handler)
-
-    try:
-        yield poll
-    finally:
-        if removed:
-            signal.signal(signal.SIGCHLD, removed[0])
-
-
-def _ignore(*_: object) -> None:
-    """Handle a signal by doing nothing; SIG_IGN would keep exit codes from the parent."""
 
 
 def _share(images: torch.Tensor) -> None:
