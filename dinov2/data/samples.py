@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dinov2.data.crop_params import CropParams, draw_crops, draw_jpeg_quality
 from dinov2.data.datasets import TileDataset
+from dinov2.data.datasets.base import part_of
 from dinov2.data.errors import BadTileError
 from dinov2.data.samplers import make_stream
 from dinov2.data.seeding import derive_seed, sample_seed, torch_seed
@@ -33,8 +34,8 @@ class Sample:
 class SampleStream:
     """Map-style view of the infinite stream for a torch DataLoader: `stream[position] -> Sample`.
 
-    A tile that cannot be decoded is replaced by the tile whose index is drawn from (seed, position, attempt), so every
-    process replaces it alike. Parameters are drawn from (seed, position).
+    A tile that cannot be decoded is replaced by one of the same data set, or part of a mixture, whose index is drawn
+    from (seed, position, attempt), so every process replaces it alike. Parameters are drawn from (seed, position).
 
     Args:
         dataset: the tiles.
@@ -64,7 +65,8 @@ class SampleStream:
         index = self.order.index_at(position)
         for attempt in range(MAX_REPLACEMENTS + 1):
             if attempt:
-                index = derive_seed(self.seed, "replacement", position, attempt) % len(self.dataset)
+                alike = part_of(self.dataset, index)
+                index = alike[derive_seed(self.seed, "replacement", position, attempt) % len(alike)]
             try:
                 return index, self.dataset.decode(index), bad
             except BadTileError as error:

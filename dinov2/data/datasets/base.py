@@ -69,3 +69,15 @@ class Mixture(Protocol):
 
     parts: list[TileDataset]
     weights: list[float]  # shares of the samples, positive
+
+
+def part_of(dataset: TileDataset, index: int) -> range:
+    """Indices of the innermost part of a mixture that holds tile `index`; of any other data set all of them."""
+    if isinstance(dataset, Mixture):
+        start = 0
+        for part in dataset.parts:
+            if index < start + len(part):
+                inner = part_of(part, index - start)
+                return range(start + inner.start, start + inner.stop)
+            start += len(part)
+    return range(len(dataset))
