@@ -60,7 +60,7 @@ class BadTileMonitor:
         if self._replaced > self._most_replaced():
             raise TooManyBadTilesError(
                 f"{self._replaced} of {self._samples} samples, {self._replaced / self._samples:.1%}, were of tiles "
-                f"that cannot be decoded; they are few, but drawn often, as of a part of a mixture with a large weight:\n"
+                "that cannot be decoded: few, but drawn often, as of a part of a mixture with a large weight:\n"
                 f"{first_of(list(self.paths.items()))}\n{self._advice()}"
             )
 

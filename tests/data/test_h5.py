@@ -41,6 +41,19 @@ def test_tiles_of_several_files(tmp_path: Path) -> None:
             dataset.path(outside)
 
 
+def test_compressed_chunks_of_several_tiles_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _write(tmp_path / "one.h5", 4, chunks=(1, 16, 20, 3), compression="gzip")
+    _write(tmp_path / "plain.h5", 4, chunks=(2, 16, 20, 3))
+    _write(tmp_path / "few.h5", 1, chunks=(8, 16, 20, 3), compression="gzip", maxshape=(None, 16, 20, 3))
+    H5(str(tmp_path))
+    assert not caplog.records
+    _write(tmp_path / "many.h5", 4, chunks=(3, 16, 20, 3), compression="lzf")
+    H5(str(tmp_path))
+    (record,) = caplog.records
+    assert f"1 slow to read: {tmp_path}/many.h5 (3 tiles a compressed chunk" in record.getMessage()
+    assert "dinov2.data.pack" in record.getMessage()
+
+
 def test_one_file_and_links_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _write(tmp_path / "x.h5", 3)
     (tmp_path / "y.h5").symlink_to(tmp_path / "x.h5")

@@ -1,5 +1,6 @@
 """The data set `Slides`: tiles of several slides in the manifest's order, and rows that cannot be used."""
 
+import os
 import pickle
 import resource
 from itertools import islice
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 
 from dinov2.data import pack
-from dinov2.data.datasets import make_dataset
+from dinov2.data.datasets import make_dataset, slides
+from dinov2.data.datasets.slides_index import index_slides
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.loaders import make_loader
 from dinov2.slides import Coordinates, handles, open_slide, write_coordinates
@@ -114,6 +116,44 @@ def test_unusable_manifests(folder, write_slide, manifest, message) -> None:
 def test_coordinates_of_another_slide(folder, write_slide) -> None:
     write_slide(folder / "slides" / "a.tif", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"line 2: coordinates of a were made for a slide of 300 x 200 px.*64 x 64"):
+        make_dataset(spec(folder))
+
+
+def test_slides_are_opened_once_and_again_when_something_changes(folder, kept, monkeypatch) -> None:
+    listed = []
+    monkeypatch.setattr(slides, "index_slides", lambda *paths: (listed.append(paths), index_slides(*paths))[1])
+
+    def age() -> None:
+        for path in (folder / "slides.csv", *folder.glob("slides/*"), folder / "out", *folder.glob("out/**/*")):
+            os.utime(path, (1e9, 1e9))
+
+    def read() -> list[str]:
+        dataset = make_dataset(spec(folder))
+        again = pickle.loads(pickle.dumps(dataset))
+        assert all(torch.equal(dataset.decode(i), again.decode(i)) for i in range(len(dataset)))
+        return [dataset.path(i) for i in range(len(dataset))]
+
+    age()
+    first = read()
+    assert (read(), len(listed)) == (first, 1)
+    assert list(kept.glob("slides-*"))
+    for path in ("slides.csv", "slides/c.tif", "out/patches/b.h5"):
+        os.utime(folder / path, (1e9, 1.1e9))
+        assert read() == first
+        age()
+        read()
+    assert len(listed) == 7
+    with h5py.File(folder / "out" / "patches" / "a.h5", "r+") as file:
+        file["coords"][0] = [7, 9]
+    assert read()[0] == f"{folder}/slides/a.tif at (7, 9)"
+    assert make_dataset(spec(folder, refresh="never")).place(0) == (7, 9)
+    assert len(listed) == 8
+
+
+def test_a_slide_that_was_cut_off_is_refused(folder) -> None:
+    path = folder / "slides" / "a.tif"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DatasetError, match=r"line 2: .*a.tif: cut off: it reaches to byte"):
         make_dataset(spec(folder))
 
 
@@ -222,10 +262,10 @@ def test_slides_that_openslide_does_not_read_are_open_within_a_bound(folder, mon
     paths = [folder / "slides" / f"{number}.png" for number in range(4)]
     for path in paths:
         Image.new("RGB", (8, 8)).save(path)
-    slides = OpenSlides(10)
+    opened = OpenSlides(10)
     for path in (folder / "slides" / "a.tif", *paths):
-        slides.get(path)
-    assert list(slides._open) == [folder / "slides" / "a.tif", *paths[2:]]
+        opened.get(path)
+    assert list(opened._open) == [folder / "slides" / "a.tif", *paths[2:]]
 
 
 def test_a_quarter_of_the_files_are_slides_at_most(folder, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dinov2.data.datasets.damage import Damage
 from dinov2.data.datasets.decode import pixels_to_tensor
 from dinov2.data.datasets.file_listing import FileListing
-from dinov2.data.datasets.h5_index import index_h5, pixels
+from dinov2.data.datasets.h5_index import SLOW, index_h5, pixels
 from dinov2.data.datasets.handles import OpenFiles
 from dinov2.data.datasets.registry import register_dataset
 from dinov2.data.errors import BadTileError, DatasetError
@@ -27,7 +27,8 @@ class H5:
     Tiles are uint8 (N, H, W, 3) under `img` or `imgs`.
 
     A file that cannot be opened at all is a damaged file, see `refuse_damage`, and in the place of its tiles is one bad
-    one; else its unreadable tiles are bad tiles.
+    one; else its unreadable tiles are bad tiles. A process keeps at most 256 files open, and no more than a quarter of
+    what the system allows (`ulimit -n`): of more files, most tiles wait for one to be opened.
 
     Args:
         root: a folder, searched at any depth, or one file.
@@ -57,7 +58,8 @@ class H5:
             "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)
         )
         facts = self._table.facts
-        warn_of_skipped(f"H5:root={root}", facts, DAMAGED)
+        for key in (DAMAGED, SLOW):
+            warn_of_skipped(f"H5:root={root}", facts, key)
         good = len(self._paths) - facts[DAMAGED]["count"]
         self.damage.append(Damage.from_facts(f"H5:root={root}", "files", good, facts))
         if not (self._table.columns["counts"] > 0).any():
