@@ -48,18 +48,30 @@ def _refuse_repeated(config: str, specs: list[str]) -> None:
     before: dict[tuple[str, ...], str] = {}
     for spec in specs:
         kind, arguments = parse_spec(spec)
-        places = [os.path.realpath(os.path.expanduser(arguments[key])) for key in sorted(arguments) if key not in _HOW]
+        places = [_place(arguments[key]) for key in sorted(arguments) if key not in _HOW]
         for (other_kind, *others), other in before.items():
             if kind != other_kind:
                 continue
             if places == others:
                 named = repr(spec) if spec == other else f"{other!r}, also as {spec!r},"
                 raise DatasetError(f"Mix:{config} names {named} twice; give it once, with the weight of both")
-            if len(places) == len(others) == 1 and os.path.commonpath([*places, *others]) in (*places, *others):
+            if len(places) == len(others) == 1 and _nested(places[0], others[0]):
                 logger.warning(
                     "Mix:%s: of %r and %r one lies within the other; its tiles belong to both", config, other, spec
                 )
         before[kind, *places] = spec
+
+
+def _nested(one: str, other: str) -> bool:
+    inner, outer = sorted((f"{one}/", f"{other}/"), key=len, reverse=True)
+    return inner.startswith(outer)
+
+
+def _place(value: str) -> str:
+    try:
+        return os.path.realpath(os.path.expanduser(value))
+    except ValueError:  # no file can have this name, which the data set will say
+        return value
 
 
 def _spec(config: str, entry: Any) -> str:
