@@ -36,9 +36,9 @@ class Damage:
 
     @classmethod
     def from_facts(cls, what: str, unit: str, good: int, facts: Mapping[str, Any], tiles: bool = False) -> "Damage":
-        """Read the facts of an `IndexTable`; `good` counts what is not among the damaged."""
-        count, first = facts[DAMAGED]["count"], facts[DAMAGED]["first"]
-        return cls(what, unit, count, good + count, tuple(first), tiles)
+        """Read the facts of an `IndexTable`, if it has any; `good` counts what is not among the damaged."""
+        found = facts.get(DAMAGED, {"count": 0, "first": []})
+        return cls(what, unit, found["count"], good + found["count"], tuple(found["first"]), tiles)
 
     def allowed(self, max_bad_fraction: float) -> int:
         """Damaged ones that a fraction tolerates: rounded down, but for single tiles up, as by `BadTileMonitor`."""
