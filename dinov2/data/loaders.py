@@ -93,7 +93,7 @@ class MultiCropLoader:
                     with single_thread():  # without workers, the work is done here
                         batch = next(batches)
                 except (RuntimeError, OSError, EOFError) as error:
-                    if reason := lost_worker(error):
+                    if self._batches.num_workers and (reason := lost_worker(error)):
                         raise self._lost(reason) from error
                     raise
                 yield batch

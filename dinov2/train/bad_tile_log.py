@@ -49,5 +49,6 @@ def _paths(path: Path) -> set[str]:
         with suppress(ValueError, KeyError, TypeError):
             rows[json.loads(line)["path"]] = line
     if len(rows) < len(lines):
-        write_text(path, "".join(f"{line}\n" for line in rows.values()))
+        with suppress(OSError):
+            write_text(path, "".join(f"{line}\n" for line in rows.values()))
     return set(rows)

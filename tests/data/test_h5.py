@@ -179,7 +179,7 @@ def test_unreadable_files_are_known_at_every_opening_and_stop_a_run(
         refuse_damage(dataset, 0.24)
     refuse_damage(dataset, 0.25)
     (tmp_path / "in" / "x.h5").symlink_to("nowhere.h5")
-    with pytest.raises(TooManyBadTilesError, match=r"1 of 5 links are damaged"):
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 5 files and links are damaged"):
         refuse_damage(H5(str(tmp_path / "in")), 0.19)
 
 

@@ -20,7 +20,7 @@ class Damage:
 
     Attributes:
         what: the data set's string, for messages.
-        unit: what is counted: shards, files or links.
+        unit: what is counted, such as shards.
         count: damaged ones.
         of: how many there are in all.
         first: some of them, with the reason.

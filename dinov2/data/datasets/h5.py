@@ -53,7 +53,7 @@ class H5:
                     skipped.add(name, "a file that is read under another name")
             warn_of_skipped(f"H5:root={root}", skipped.facts())
             self._root, self._paths = listing.root, sorted(real.values())
-            self.damage.append(Damage.from_facts(f"H5:root={root}", "links", len(listing), listing.facts))
+            self.damage.append(Damage.from_facts(f"H5:root={root}", "files and links", len(listing), listing.facts))
         self._table = kept_or_listed(
             "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)
         )
