@@ -19,6 +19,7 @@ from dinov2.data import image_ops
 from dinov2.data.blur import blur_taps, gaussian_blur
 from dinov2.data.crop_params import CropParams, JitterOp
 from dinov2.data.stain import jitter_stains
+from dinov2.data.workers import share
 from dinov2.ops import native
 from dinov2.ops.crop.native import SOURCE, finish_crop
 from dinov2.utils.schema import CropsSection
@@ -63,7 +64,7 @@ class MultiCropAugmentation:
             return torch.empty(0, 3, 0, 0)
         out = torch.empty(count, len(tiles), 3, size, size)
         if get_worker_info() is not None:
-            out.share_memory_()  # where the main process reads it: once full, it would be copied there
+            share(out)  # where the main process reads it: once full, it would be copied there
         scratch = torch.empty(3 * size * size + size + self.crops.blur_kernel)
         for place, (tile, tile_params) in enumerate(zip(tiles, params, strict=True)):
             for number, crop_params in enumerate(tile_params):

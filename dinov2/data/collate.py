@@ -16,6 +16,7 @@ from dinov2.data.device_plan import CropPlan, make_plan
 from dinov2.data.masking import global_batch_masks
 from dinov2.data.samples import Sample
 from dinov2.data.tiles import PackedTiles, pack_tiles
+from dinov2.data.workers import share
 from dinov2.utils.schema import CropsSection
 
 N_GLOBAL = 2
@@ -40,6 +41,10 @@ class StepPart:
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; torch's DataLoader calls this."""
         return self._map(Tensor.pin_memory)
+
+    def share_memory(self) -> Self:
+        """The same batch in memory that other processes can map; raises `LoaderError` where there is too little."""
+        return self._map(share)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         changed: dict[str, Any] = {}

@@ -24,5 +24,9 @@ class BadTileError(Exception):
         return f"{self.path}: {self.reason}"
 
 
+class LoaderError(UserError):
+    """A loader process has died, or cannot hand over its batches."""
+
+
 class TooManyBadTilesError(UserError):
     """More tiles are damaged than `data.max_bad_fraction` allows."""

@@ -30,7 +30,7 @@ from dinov2.utils.suggest import did_you_mean
 
 logger = logging.getLogger("dinov2")
 
-VERSION = 2
+VERSION = 3
 MIN_KEPT = 20_000
 SETTLED_NS = 2_000_000_000
 REFRESH = ("auto", "always", "never")

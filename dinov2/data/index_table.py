@@ -18,14 +18,19 @@ from dinov2.data.errors import DatasetError
 from dinov2.utils.files import replacing
 
 VOLATILE = ("watched_states",)  # columns that hold times
-_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 
 
 class IndexTable:
     """Named columns with a few facts about them.
 
     Args:
-        columns: arrays (n,) of uint8, uint32 or int64.
+        columns: arrays (n,) of uint8, uint32, int32 or int64.
         facts: what the columns were made from; must fit JSON.
     """
 

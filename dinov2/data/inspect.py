@@ -1,7 +1,8 @@
 """Look at a data set through a training configuration: what the model will see, sizes of tiles, failures, speed.
 
-Prints the number of tiles, sizes and decoding failures of a random sample, and how many tiles a second one core
-decodes (all that a loader process does where the device makes the crops) and turns into finished crops. Writes a
+Prints the number of tiles (of a mixture also those of each part, and its share of the samples), sizes and decoding
+failures of a random sample, and how many tiles a second one core decodes (all that a loader process does where the
+device makes the crops) and turns into finished crops, from tiles that it has not read before. Writes a
 picture, one row a tile: the tile with the boxes of its crops, both global crops with their masked patches darkened, and
 the local crops, after all augmentations.
 """
@@ -14,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dinov2.data.bad_tiles import NAMED, first_of
 from dinov2.data.collate import MultiCropBatch, MultiCropCollator
-from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.datasets import Mixture, TileDataset, make_dataset
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.inspect_picture import draw_grid
 from dinov2.data.samples import Sample, SampleStream
@@ -34,7 +36,6 @@ examples:
 
 Exit codes: 0 done, 2 something given is wrong, 130 stopped by Ctrl-C.
 """
-NAMED = 5  # failures and sizes that are listed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +75,7 @@ def inspect(dataset: TileDataset, config: SSLConfig, out: Path, n: int, sample: 
         UserError: the picture cannot be made, because tiles cannot be decoded.
     """
     print(f"{len(dataset)} tiles")
+    _print_parts(dataset)
     _print_survey(dataset, sample, config.train.seed)
     stream = SampleStream(dataset, config.crops, config.train.seed)
     samples = [stream[position] for position in range(n)]
@@ -85,11 +87,18 @@ def inspect(dataset: TileDataset, config: SSLConfig, out: Path, n: int, sample: 
     picture = draw_grid(samples, batch, config.crops, (side, side))
     with replacing(out) as temporary:
         picture.save(temporary, "PNG")
-    decoding = _speed(stream, _collator(config, n, on_device=True), n, sample)
-    everything = _speed(stream, here, n, sample)
-    print(f"one core here: {decoding:.0f} tiles/s decoded for the device (data.augment=device)")
-    print(f"               {everything:.0f} tiles/s with all crops made (data.augment=worker)")
+    _print_speed(stream, _collator(config, n, on_device=True), here, n, sample)
     print(f"wrote {out}: what the model sees, one row a tile")
+
+
+def _print_parts(dataset: TileDataset, indent: str = "  ") -> None:
+    """Print the size and the share of the samples of each part of a mixture."""
+    if not isinstance(dataset, Mixture):
+        return
+    for part, weight in zip(dataset.parts, dataset.weights, strict=True):
+        share = weight / sum(dataset.weights)
+        print(f"{indent}{len(part)} tiles, {share:.2%} of the samples: such as {part.path(0)}")
+        _print_parts(part, indent + "  ")
 
 
 def _print_survey(dataset: TileDataset, count: int, seed: int) -> None:
@@ -101,10 +110,8 @@ def _print_survey(dataset: TileDataset, count: int, seed: int) -> None:
     more = f", {len(sizes) - NAMED} further sizes" if len(sizes) > NAMED else ""
     print(f"{count} decoded at random: {listed or 'none readable'}{more}")
     print(f"{len(bad)} of them cannot be decoded")
-    for failure in bad[:NAMED]:
-        print(f"  {failure}")
-    if len(bad) > NAMED:
-        print(f"  and {len(bad) - NAMED} more")
+    if bad:
+        print(first_of([(failure.path, failure.reason) for failure in bad]))
 
 
 def _collator(config: SSLConfig, batch: int, on_device: bool) -> MultiCropCollator:
@@ -113,13 +120,32 @@ def _collator(config: SSLConfig, batch: int, on_device: bool) -> MultiCropCollat
     return MultiCropCollator(config.crops, config.train.seed, batch, *masks, on_device=on_device)
 
 
-def _speed(stream: SampleStream, collate: Callable[[list[Sample]], object], batch: int, count: int) -> float:
-    """Tiles a second from disk to batches, over about `count` tiles."""
-    rounds = max(count // batch, 1)
+Collate = Callable[[list[Sample]], object]
+
+
+def _print_speed(stream: SampleStream, decode: Collate, finish: Collate, batch: int, count: int) -> None:
+    """Time both on tiles that come after those of the survey and of the picture, and print what they do a second."""
+    length = max(count // batch, 1) * batch
+    seen = max(count, batch)
+    indices = stream.order.indices_at(range(seen + 2 * length))
+    read_before = len(indices) - seen - len(set(indices[seen:].tolist()) - set(indices[:seen].tolist()))
+    decoding = _speed(stream, decode, batch, range(seen, seen + length))
+    everything = _speed(stream, finish, batch, range(seen + length, seen + 2 * length))
+    print(f"one core here: {decoding:.0f} tiles/s decoded for the device (data.augment=device)")
+    print(f"               {everything:.0f} tiles/s with all crops made (data.augment=worker)")
+    if read_before:
+        print(
+            f"               {read_before} of {2 * length} tiles were read before, so from memory: a disk may be slower"
+        )
+    print("               what the device does is not timed: scripts/bench/data.py --device cuda times it")
+
+
+def _speed(stream: SampleStream, collate: Collate, batch: int, positions: range) -> float:
+    """Tiles a second from disk to batches."""
     began = time.perf_counter()
-    for number in range(rounds):
-        collate([stream[position] for position in range(number * batch, (number + 1) * batch)])
-    return rounds * batch / (time.perf_counter() - began)
+    for first in positions[::batch]:
+        collate([stream[position] for position in range(first, first + batch)])
+    return len(positions) / (time.perf_counter() - began)
 
 
 def _parser() -> argparse.ArgumentParser:

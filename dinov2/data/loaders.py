@@ -1,23 +1,51 @@
 """The training loader: an infinite stream of batches that depends on the seed and the step, and on nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from dinov2.data.bad_tiles import BadTileMonitor
 from dinov2.data.collate import MultiCropBatch, MultiCropCollator, TileBatch, UnreadableBatch
 from dinov2.data.datasets import TileDataset
+from dinov2.data.datasets.damage import refuse_damage
 from dinov2.data.device_augmentation import DeviceAugmentation
-from dinov2.data.errors import TooManyBadTilesError
+from dinov2.data.errors import LoaderError, TooManyBadTilesError
 from dinov2.data.samplers import RankBatchSampler
-from dinov2.data.samples import SampleStream
-from dinov2.data.workers import init_worker, single_thread
+from dinov2.data.samples import Sample, SampleStream
+from dinov2.data.workers import deaths_polled, init_worker, lost_worker, single_thread
 from dinov2.utils.schema import CropsSection, IbotSection
 
 Augment = Literal["auto", "device", "worker"]
 CPU = torch.device("cpu")
+
+
+@dataclass
+class UnsharedBatch:
+    """Stands for a batch that a worker could not put into shared memory."""
+
+    reason: str
+
+
+Loaded = MultiCropBatch | TileBatch | UnreadableBatch | UnsharedBatch
+
+
+class _SharedCollator:
+    """A collate function that moves a worker's batches to shared memory, or says why it cannot."""
+
+    def __init__(self, collate: MultiCropCollator) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Sequence[Sample]) -> Loaded:
+        try:
+            batch = self._collate(samples)
+            if get_worker_info() is None or isinstance(batch, UnreadableBatch):
+                return batch
+            return batch.share_memory()
+        except LoaderError as error:
+            return UnsharedBatch(str(error))
 
 
 class MultiCropLoader:
@@ -29,7 +57,7 @@ class MultiCropLoader:
 
     def __init__(
         self,
-        batches: "DataLoader[MultiCropBatch | TileBatch | UnreadableBatch]",
+        batches: DataLoader[Loaded],
         monitor: BadTileMonitor,
         augmentation: DeviceAugmentation,
     ) -> None:
@@ -42,11 +70,11 @@ class MultiCropLoader:
 
         Raises:
             TooManyBadTilesError: see `BadTileMonitor`; also where a sample and all its replacements are damaged.
+            LoaderError: a worker has died, or has no shared memory for its batches.
         """
-        batches = iter(self._batches)
-        while True:
-            with single_thread():  # without workers, the work is done here
-                batch = next(batches)
+        for batch in self._loaded():
+            if isinstance(batch, UnsharedBatch):
+                raise self._lost(batch.reason)
             if isinstance(batch, UnreadableBatch):
                 self.monitor.update(batch.bad, batch.n_samples)
                 raise TooManyBadTilesError(
@@ -55,6 +83,27 @@ class MultiCropLoader:
                 )
             self.monitor.update(batch.bad, len(batch.positions))
             yield batch if isinstance(batch, MultiCropBatch) else batch.render(self._augmentation)
+
+    def _loaded(self) -> Iterator[Loaded]:
+        with deaths_polled() as poll:
+            batches = iter(self._batches)
+            poll()
+            while True:
+                try:
+                    with single_thread():  # without workers, the work is done here
+                        batch = next(batches)
+                except (RuntimeError, OSError, EOFError) as error:
+                    if self._batches.num_workers and (reason := lost_worker(error)):
+                        raise self._lost(reason) from error
+                    raise
+                yield batch
+
+    def _lost(self, reason: str) -> LoaderError:
+        return LoaderError(
+            f"a loader process is lost: {reason.rstrip('. ')}. Most likely memory has run out, or shared memory in "
+            f"/dev/shm: lower train.num_workers (now {self._batches.num_workers}; 0 loads without processes), or "
+            "give the job more memory, or a container a larger /dev/shm (docker run --shm-size)"
+        )
 
 
 def make_loader(
@@ -89,14 +138,16 @@ def make_loader(
         rank: this process.
         world_size: number of processes.
         accumulate: micro-batches in a process's part of a step; each is one item of the loader.
-        max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor`.
+        max_bad_fraction: `data.max_bad_fraction`, see `BadTileMonitor` and `refuse_damage`.
         pin_memory: copy batches to page-locked memory, for CUDA.
         augment: `data.augment`, where crops are made.
         device: the training device.
 
     Raises:
         ValueError: sizes that do not divide, or a rank or step out of range.
+        TooManyBadTilesError: see `refuse_damage`.
     """
+    refuse_damage(dataset, max_bad_fraction)
     side, remainder = divmod(crops.global_crops_size, patch_size)
     if remainder:
         raise ValueError(f"crops.global_crops_size {crops.global_crops_size} is not a multiple of patch {patch_size}")
@@ -110,11 +161,11 @@ def make_loader(
         on_device=augments_on_device(augment, device),
     )
     # The stream is a map from positions without an end, which the types of DataLoader do not foresee.
-    batches: DataLoader[MultiCropBatch | TileBatch | UnreadableBatch] = DataLoader(
+    batches: DataLoader[Loaded] = DataLoader(
         SampleStream(dataset, crops, seed),  # type: ignore[arg-type]
         batch_sampler=RankBatchSampler(global_batch_size, rank, world_size, start_step, accumulate),
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=_SharedCollator(collate),
         worker_init_fn=init_worker,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,

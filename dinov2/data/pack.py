@@ -21,6 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.bad_tiles import BadTileMonitor
 from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.datasets.damage import refuse_damage
 from dinov2.data.errors import DatasetError
 from dinov2.data.fingerprint import fingerprint
 from dinov2.data.pack_manifest import MANIFEST, Manifest, PackPlan, ShardRecord, file_sha256
@@ -62,8 +63,9 @@ def pack(
     Raises:
         DatasetError: the folder holds another data set or is being packed by another process, or a tile does not fit
             the format.
-        TooManyBadTilesError: see `BadTileMonitor`.
+        TooManyBadTilesError: see `BadTileMonitor` and `refuse_damage`.
     """
+    refuse_damage(dataset, max_bad_fraction)
     with _alone_in(out):
         return _pack_alone(dataset, plan, out, workers, max_bad_fraction)
 

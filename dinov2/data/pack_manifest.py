@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from dinov2.data.errors import DatasetError
 from dinov2.utils.files import write_text
 
@@ -93,7 +95,9 @@ class Manifest:
             raise DatasetError(f"{path} is no manifest of packed data: {error!r}; remove it to pack anew") from error
 
     def faults(self, folder: Path) -> list[str]:
-        """Check every shard's size and SHA-256 and return what is wrong, a line each."""
+        """Check every shard's size and SHA-256, with a progress bar, and return what is wrong, a line each."""
+        total = sum(record.bytes for record in self.shards.values())
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="verifying", disable=None)
         found = [] if self.complete else [f"{len(self.shards)} of {self.plan.shards} shards are packed; run pack again"]
         for name, record in sorted(self.shards.items()):
             path = folder / name
@@ -103,6 +107,8 @@ class Manifest:
                 found.append(f"{name}: {path.stat().st_size} bytes, packed were {record.bytes}")
             elif file_sha256(path) != record.sha256:
                 found.append(f"{name}: its SHA-256 differs, its content has changed")
+            bar.update(record.bytes)
+        bar.close()
         return found
 
 

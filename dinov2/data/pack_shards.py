@@ -57,7 +57,8 @@ class TarShard:
 
 
 class H5Shard:
-    """An HDF5 file: `img` uint8 (n, H, W, 3), a chunk a tile, and `name` (n,) text.
+    """An HDF5 file: `img` uint8 (n, H, W, 3), a chunk a tile, `name` (n,) text, and, where the places of all tiles are
+    known, `coords` int64 (n, 2) in level-0 px. Without a tile, `img` is (0, 1, 1, 3).
 
     It is made in memory and written at the end: where HDF5 itself meets a full disk, closing the file may crash.
 
@@ -73,6 +74,7 @@ class H5Shard:
         self._capacity = capacity
         self._pixels: h5py.Dataset | None = None
         self._names: list[str] = []
+        self._places: list[tuple[int, int]] = []
 
     def add(self, tile: PackedTile) -> None:
         """Append a tile.
@@ -94,6 +96,8 @@ class H5Shard:
             )
         self._pixels[len(self._names)] = tile.data
         self._names.append(tile.name)
+        if tile.place is not None:
+            self._places.append(tile.place)
 
     def __enter__(self) -> "H5Shard":
         return self
@@ -102,11 +106,14 @@ class H5Shard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._file:
-            if self._pixels is not None:
-                self._pixels.resize(len(self._names), axis=0)
-                self._file.create_dataset(
-                    "name", data=[os.fsencode(name) for name in self._names], dtype=h5py.string_dtype()
-                )
+            count, text = len(self._names), h5py.string_dtype()
+            if self._pixels is None:
+                self._file.create_dataset("img", (0, 1, 1, 3), np.uint8)
+            else:
+                self._pixels.resize(count, axis=0)
+            self._file.create_dataset("name", (count,), text, data=[os.fsencode(name) for name in self._names])
+            if count and len(self._places) == count:
+                self._file.create_dataset("coords", data=np.array(self._places, dtype=np.int64))
         if error is None:
             self._path.write_bytes(self._content.getbuffer())
 

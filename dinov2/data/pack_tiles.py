@@ -10,7 +10,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinov2.data.datasets import EncodedTiles, NamedTiles, TileDataset
+from dinov2.data.datasets import EncodedTiles, NamedTiles, PlacedTiles, TileDataset
 from dinov2.data.datasets.decode import decode_bytes
 from dinov2.data.errors import BadTileError, DatasetError
 
@@ -25,6 +25,7 @@ class PackedTile:
     path: str
     data: bytes | NDArray[np.uint8] | None
     reason: str = ""
+    place: tuple[int, int] | None = None  # (x, y) in level-0 px, of pixels whose place is known
 
 
 class TileReader:
@@ -45,6 +46,7 @@ class TileReader:
         self.quality = quality
         # Asked once: whether an object fits a Protocol takes long to find out.
         self._named = dataset if isinstance(dataset, NamedTiles) else None
+        self._placed = dataset if isinstance(dataset, PlacedTiles) and encoding == PIXELS else None
         self._files = dataset if isinstance(dataset, EncodedTiles) else None
 
     def __len__(self) -> int:
@@ -61,11 +63,12 @@ class TileReader:
                     return PackedTile(member_name(index, name, posixpath.splitext(name)[1].lower()), path, file)
             else:
                 tile = self.dataset.decode(index)  # (3, H, W)
+            place = self._placed.place(index) if self._placed is not None else None
         except BadTileError as error:
             return PackedTile(name, error.path, None, error.reason)
         pixels = np.ascontiguousarray(tile.numpy().transpose(1, 2, 0))  # (H, W, 3)
         if self.encoding == PIXELS:
-            return PackedTile(member_name(index, name, ""), path, pixels)
+            return PackedTile(member_name(index, name, ""), path, pixels, place=place)
         if self.encoding == JPEG:
             encoded = simplejpeg.encode_jpeg(pixels, quality=self.quality, colorsubsampling="444")
             return PackedTile(member_name(index, name, ".jpg"), path, encoded)

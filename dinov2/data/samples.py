@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dinov2.data.crop_params import CropParams, draw_crops, draw_jpeg_quality
 from dinov2.data.datasets import TileDataset
+from dinov2.data.datasets.base import part_of
 from dinov2.data.errors import BadTileError
 from dinov2.data.samplers import make_stream
 from dinov2.data.seeding import derive_seed, sample_seed, torch_seed
@@ -33,8 +34,9 @@ class Sample:
 class SampleStream:
     """Map-style view of the infinite stream for a torch DataLoader: `stream[position] -> Sample`.
 
-    A tile that cannot be decoded is replaced by the tile whose index is drawn from (seed, position, attempt), so every
-    process replaces it alike. Parameters are drawn from (seed, position).
+    A tile that cannot be decoded is replaced by one of the same data set, or part of a mixture, whose index is drawn
+    from (seed, position, attempt), so every process replaces it alike; after 16 that are bad, too, by one of any part.
+    Parameters are drawn from (seed, position).
 
     Args:
         dataset: the tiles.
@@ -61,12 +63,16 @@ class SampleStream:
     def _readable_tile(self, position: int) -> tuple[int, Tensor | None, list[tuple[str, str]]]:
         """Index and image of the tile at a position or of its replacement, and the failures before it."""
         bad: list[tuple[str, str]] = []
-        index = self.order.index_at(position)
+        first = index = self.order.index_at(position)
         for attempt in range(MAX_REPLACEMENTS + 1):
             if attempt:
-                index = derive_seed(self.seed, "replacement", position, attempt) % len(self.dataset)
+                index = self._replacement(first, position, attempt)
             try:
                 return index, self.dataset.decode(index), bad
             except BadTileError as error:
                 bad.append((error.path, error.reason))
         return index, None, bad
+
+    def _replacement(self, index: int, position: int, attempt: int) -> int:
+        alike = part_of(self.dataset, index) if attempt <= MAX_REPLACEMENTS // 2 else range(len(self.dataset))
+        return alike[derive_seed(self.seed, "replacement", position, attempt) % len(alike)]

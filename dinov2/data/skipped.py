@@ -1,5 +1,5 @@
-"""What a listing leaves out by its rules: counted and said in one warning, at every opening, so that nothing is lost
-in silence."""
+"""What a listing leaves out by its rules, or finds damaged: counted and said in one warning, at every opening, so that
+nothing is lost in silence."""
 
 import logging
 import os
@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 logger = logging.getLogger("dinov2")
-FACT = "skipped"  # key in an index's facts
+SKIPPED, DAMAGED = "skipped", "damaged"  # keys in an index's facts
 NAMED = 5
 
 
 class Skipped:
-    """What is left out while listing."""
+    """What is left out while listing, or with the key DAMAGED, what is damaged."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = SKIPPED) -> None:
+        self.key = key
         self.count = 0
         self.first: list[str] = []
 
@@ -22,21 +23,22 @@ class Skipped:
         """Take note of one."""
         self.count += 1
         if len(self.first) < NAMED:
-            self.first.append(f"{os.fsencode(path).decode(errors='backslashreplace')} ({why})")
+            self.first.append(os.fsencode(f"{path} ({why})").decode(errors="backslashreplace"))
 
     def facts(self) -> dict[str, Any]:
         """For the facts of an `IndexTable`."""
-        return {FACT: {"count": self.count, "first": self.first}}
+        return {self.key: {"count": self.count, "first": self.first}}
 
 
-def warn_of_skipped(what: str, facts: Mapping[str, Any]) -> None:
-    """Log what a listing has left out, if anything.
+def warn_of_skipped(what: str, facts: Mapping[str, Any], key: str = SKIPPED) -> None:
+    """Log what a listing has left out, or with the key DAMAGED what is damaged, if anything.
 
     Args:
         what: the data set, for the message.
         facts: with those of `Skipped`.
+        key: of those facts.
     """
-    skipped = facts.get(FACT)
-    if skipped and skipped["count"]:
-        more = f" and {skipped['count'] - len(skipped['first'])} more" if skipped["count"] > NAMED else ""
-        logger.warning("%s: %d skipped: %s%s", what, skipped["count"], ", ".join(skipped["first"]), more)
+    found = facts.get(key)
+    if found and found["count"]:
+        more = f" and {found['count'] - len(found['first'])} more" if found["count"] > NAMED else ""
+        logger.warning("%s: %d %s: %s%s", what, found["count"], key, ", ".join(found["first"]), more)

@@ -1,6 +1,7 @@
 """Mean and standard deviation of a data set's channels, printed as the YAML of `crops.normalize`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dinov2.data.bad_tiles import first_of
 from dinov2.data.datasets import TileDataset, make_dataset
-from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.datasets.damage import refuse_damage
+from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
 from dinov2.data.samplers import make_stream
 from dinov2.utils.errors import UserError
 from dinov2.utils.schema import NormalizeSection
@@ -54,14 +57,31 @@ def channel_statistics(tiles: Iterable[Tensor]) -> NormalizeSection:
     return NormalizeSection((means[0], means[1], means[2]), (stds[0], stds[1], stds[2]))
 
 
-def readable_tiles(dataset: TileDataset, count: int, seed: int, bad: list[BadTileError]) -> Iterable[Tensor]:
-    """Decode `count` tiles of a data set in random order, with a progress bar; failures go to `bad`."""
+def readable_tiles(
+    dataset: TileDataset, count: int, seed: int, bad: list[BadTileError], max_bad_fraction: float = 1.0
+) -> Iterable[Tensor]:
+    """Decode `count` tiles of a data set in random order, with a progress bar; failures go to `bad`.
+
+    Raises:
+        TooManyBadTilesError: more than ceil(max_bad_fraction * count) cannot be decoded.
+    """
+    allowed = math.ceil(max_bad_fraction * count)
     order = make_stream(dataset, seed)
     for position in tqdm(range(count), unit="tile", disable=None):
         try:
             yield dataset.decode(order.index_at(position))
         except BadTileError as error:
             bad.append(error)
+            if len(bad) > allowed:
+                raise TooManyBadTilesError(
+                    f"{len(bad)} of the first {position + 1} tiles cannot be decoded; of {count}, {allowed} are "
+                    f"tolerated:\n{_names(bad)}\nRepair or remove them, or raise --max-bad-fraction (now "
+                    f"{max_bad_fraction})"
+                ) from error
+
+
+def _names(bad: Sequence[BadTileError]) -> str:
+    return first_of([(error.path, error.reason) for error in bad])
 
 
 def to_yaml(statistics: NormalizeSection) -> str:
@@ -78,9 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.max_tiles < 1:
             raise UserError(f"--max-tiles {args.max_tiles}: it must be at least 1")
+        if not 0 <= args.max_bad_fraction <= 1:
+            raise UserError(f"--max-bad-fraction {args.max_bad_fraction} must be 0 to 1")
         dataset = make_dataset(args.dataset)
+        refuse_damage(dataset, args.max_bad_fraction)
         count, bad = min(args.max_tiles, len(dataset)), list[BadTileError]()
-        statistics = channel_statistics(readable_tiles(dataset, count, args.seed, bad))
+        tiles = readable_tiles(dataset, count, args.seed, bad, args.max_bad_fraction)
+        statistics = channel_statistics(tiles)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -89,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(f"# {args.dataset}: {count - len(bad)} of {len(dataset)} tiles")
     print(to_yaml(statistics))
-    for failure in bad:
-        print(f"left out, cannot be decoded: {failure}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} left out, cannot be decoded:\n{_names(bad)}", file=sys.stderr)
     return 0
 
 
@@ -104,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="such as Folder:root=TILES")
     parser.add_argument(
         "--max-tiles", type=int, default=10000, metavar="N", help="tiles to read, drawn at random; default: 10000"
+    )
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, metavar="F", help="more bad tiles stop it; default: 0.01"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default: 0")
     return parser

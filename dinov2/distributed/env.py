@@ -1,9 +1,13 @@
 """Where this process stands among the others, and collectives that are the identity when it is alone."""
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+
+T = TypeVar("T")
 
 
 def is_distributed() -> bool:
@@ -48,6 +52,15 @@ def gather_vectors(vector: Tensor) -> Tensor:
     gathered = vector.new_empty(world_size(), *vector.shape)
     dist.all_gather(list(gathered), vector)
     return gathered
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all processes, which are pickled, in order of rank."""
+    if not is_distributed():
+        return [value]
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather_rows(tensor: Tensor) -> Tensor:

@@ -16,12 +16,14 @@ class BatchFeed:
 
     Attributes:
         failure: why there are no more data, None as long as there are.
-        seconds_waited: time spent waiting for data since `reset_clock`.
+        seconds_waited: time spent waiting for data since `reset`.
+        bad: (path, reason) of the tiles that could not be decoded since then.
     """
 
     def __init__(self, batches: Iterator[MultiCropBatch]) -> None:
         self.failure: UserError | None = None
         self.seconds_waited = 0.0
+        self.bad: list[tuple[str, str]] = []
         self._batches = batches
         self._last: MultiCropBatch | None = None
 
@@ -29,13 +31,14 @@ class BatchFeed:
         """Return the next micro-batch.
 
         Raises:
-            UserError: too many tiles are bad, or the data set has become unusable, at the very first batch, when
-                nothing has been done that could be lost.
+            UserError: too many tiles are bad, a loader process has died, or the data set has become unusable, at the
+                very first batch, when nothing has been done that could be lost.
         """
         began = time.perf_counter()
         if self.failure is None:  # after it, the iterator is at its end
             try:
                 self._last = next(self._batches)
+                self.bad += self._last.bad
             except UserError as error:
                 if self._last is None:
                     raise
@@ -43,6 +46,7 @@ class BatchFeed:
         self.seconds_waited += time.perf_counter() - began
         return cast(MultiCropBatch, self._last)
 
-    def reset_clock(self) -> None:
-        """Count the waiting from now on."""
+    def reset(self) -> None:
+        """Count the waiting and the bad tiles from now on."""
         self.seconds_waited = 0.0
+        self.bad = []

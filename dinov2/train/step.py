@@ -32,10 +32,11 @@ SMALLEST_SCALE = 1.0  # a gradient that overflows float16 below it is no questio
 class StepReport:
     """What all processes know of a step.
 
-    `numbers` are means over the processes: the parts of the loss, the gradient norms before clipping, the seconds spent
-    waiting for data. `bad` has, for each part that is NaN or infinite, the value on each rank where it is. `overflow`
-    tells that only float16 gradients were too large for the scale, which is halved. The parameters have changed if
-    `applied`. `failed_ranks` have no more data, `stop_code` is the weightiest StopReason.
+    `numbers` are means over the processes: the parts of the loss, the gradient norms before clipping; the seconds spent
+    waiting for data are the longest, and the bad tiles the sum. `bad` has, for each part that is NaN or infinite, the
+    value on each rank where it is. `overflow` tells that only float16 gradients were too large for the scale, which is
+    halved. The parameters have changed if `applied`. `failed_ranks` have no more data, `stop_code` is the weightiest
+    StopReason.
     """
 
     numbers: dict[str, float]
@@ -76,7 +77,7 @@ class TrainStep:
         before = self._traces()
         apply_schedule(self.optimizer, values)
         self.optimizer.zero_grad(set_to_none=True)
-        feed.reset_clock()
+        feed.reset()
         sums: dict[str, Tensor] = {}
         for micro in range(self.accumulate):
             batch = feed.next().to(self.device, non_blocking=True)
@@ -124,10 +125,10 @@ class TrainStep:
         if self.scaler.is_enabled():  # asked for its scale, the scaler would wait for the device
             tensors = tensors | {"loss_scale": self.scaler.scale(tensors["total_loss"].new_ones(()))}
         own = torch.stack([tensor.double() for tensor in tensors.values()])
-        flags = [float(feed.failure is not None), float(self.stop_code()), feed.seconds_waited]
+        flags = [float(feed.failure is not None), float(self.stop_code()), feed.seconds_waited, float(len(feed.bad))]
         vector = torch.cat([own, torch.tensor(flags, dtype=own.dtype).to(own.device, non_blocking=True)])
         rows = gather_vectors(vector).tolist()  # processes x values
-        failed = [rank for rank, row in enumerate(rows) if row[-3]]
+        failed = [rank for rank, row in enumerate(rows) if row[-4]]
         columns = dict(zip(tensors, zip(*rows, strict=True), strict=False))
         bad = {
             name: {rank: value for rank, value in enumerate(column) if not math.isfinite(value)}
@@ -135,7 +136,8 @@ class TrainStep:
         }
         bad = {name: where for name, where in bad.items() if where}
         numbers = {name: sum(column) / len(column) for name, column in columns.items()}
-        numbers["data_seconds"] = max(row[-1] for row in rows)
+        numbers["data_seconds"] = max(row[-2] for row in rows)
+        numbers["bad_tiles"] = sum(row[-1] for row in rows)
         overflow = False
         if self.scaler.is_enabled():
             norms_only = all(name.startswith("grad_norm_") for name in bad)
@@ -146,7 +148,7 @@ class TrainStep:
             overflow=overflow,
             applied=not bad and not failed,
             failed_ranks=failed,
-            stop_code=int(max(row[-2] for row in rows)),
+            stop_code=int(max(row[-3] for row in rows)),
         )
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:

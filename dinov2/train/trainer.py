@@ -5,29 +5,31 @@ import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dinov2.data.collate import MultiCropBatch
-from dinov2.data.datasets import TileDataset, make_dataset
+from dinov2.data.datasets import TileDataset
 from dinov2.data.errors import DatasetError
 from dinov2.data.loaders import MultiCropLoader, make_loader
 from dinov2.distributed.checkpoint import Checkpointer
-from dinov2.distributed.env import all_reduce_max, rank, world_size
+from dinov2.distributed.env import all_reduce_max, gather_objects, rank, world_size
 from dinov2.distributed.parallelize import node_sizes, parallelize, resolve_strategy
 from dinov2.distributed.training_state import TrainingState
 from dinov2.logging.run_info import write_run_info
 from dinov2.logging.sinks import MetricsLog
 from dinov2.models.weights import TEACHER_FILE, load_backbone
 from dinov2.ops.dispatch import force_backends
+from dinov2.train.bad_tile_log import BadTileLog
 from dinov2.train.batch_plan import BatchPlan
 from dinov2.train.capture import capture_step, step_file
 from dinov2.train.divergence import SkipBudget, describe, first_bad_rank
 from dinov2.train.feed import BatchFeed
 from dinov2.train.interrupt import StopReason, StopRequest
+from dinov2.train.open_data import open_together
 from dinov2.train.optim import build_optimizer
 from dinov2.train.precision import Precision
 from dinov2.train.requeue import job_deadline, requeue_if_slurm
@@ -70,7 +72,7 @@ class Trainer:
         keep_global_batch(folder, train)
         self.plan = BatchPlan.from_config(train, config.optim, world_size())
         train.global_batch_size = self.plan.global_batch
-        self.dataset = _open_dataset(train.dataset_path)
+        self.dataset = _open_dataset(train.dataset_path, config.data.max_bad_fraction)
         check_run_folder(folder, config, force)
         check_same_data(folder, self.dataset, force)
         self.checkpointer = Checkpointer(
@@ -135,6 +137,7 @@ class Trainer:
         stopped = StopReason(int(all_reduce_max(torch.tensor(stop.code()))))  # it may have come during the set-up
         feed, clock = BatchFeed(iter(self._batches(start))), StepClock(self.plan.global_batch)
         sinks = MetricsLog(self.folder, start, end) if rank() == 0 else nullcontext()
+        bad_tiles = BadTileLog(self.folder) if rank() == 0 else None
         with logging_redirect_tqdm(), sinks as metrics:
             while step < end and not stopped:
                 values = self.schedules.at(step)
@@ -146,6 +149,10 @@ class Trainer:
                     )
                 if metrics and (report.bad or step % self.config.train.log_period_iterations == 0):
                     metrics.log(step, report.numbers | values.named() | clock.speed())
+                if report.numbers["bad_tiles"]:
+                    everywhere = chain.from_iterable(gather_objects(feed.bad))
+                    if bad_tiles:
+                        bad_tiles.add(step, everywhere)
                 if report.bad:
                     self._skip(step, report, values)
                 clock.start()
@@ -259,10 +266,10 @@ class Trainer:
         )
 
 
-def _open_dataset(path: str) -> TileDataset:
+def _open_dataset(path: str, max_bad_fraction: float) -> TileDataset:
     if not path:
         raise ConfigError("train.dataset_path is not set; write for example train.dataset_path=Folder:root=TILES")
-    return make_dataset(path)
+    return open_together(path, max_bad_fraction)
 
 
 def _load_pretrained(arch: SSLMetaArch, config: SSLConfig) -> None:

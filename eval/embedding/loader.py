@@ -2,10 +2,8 @@
 
 import itertools
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from dinov2.data.workers import init_worker
+from dinov2.data.workers import deaths_polled, init_worker, lost_worker
 from dinov2.slides.handles import OpenSlides
 from eval.embedding.ahead import read_ahead
 from eval.embedding.sources import PatchSource, read_patches
 from eval.errors import EvalError
 
 _AHEAD = 4  # batches that the thread, or each process, reads in advance
-# How the DataLoader's errors begin when a process died, alone or while its batch was being pinned.
-_LOST_READER = ("DataLoader worker", "Pin memory thread")
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ def _read_in_processes(
     line: _Line, workers: int, cache_dir: Path | None, pin_memory: bool
 ) -> Generator[Batch, None, None]:
     alone = False
-    with _deaths_polled() as poll:
+    with deaths_polled() as poll:
         while (first := line.first()) is not None:
             loader = DataLoader(
                 _Reader(cache_dir),
@@ -192,43 +188,12 @@ def _until_lost(loader: DataLoader[Batch], poll: Callable[[], None]) -> Iterator
         batches = iter(loader)
         poll()
         yield from batches
-    except RuntimeError as error:
-        lost = str(error).partition("\n")[0]
-        if not lost.startswith(_LOST_READER):
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = lost_worker(error)
+        if not lost:
             raise
     if lost:
         yield lost
-
-
-@contextmanager
-def _deaths_polled() -> Iterator[Callable[[], None]]:
-    """Keep a killed reading process from raising an error in the midst of whatever the encoder does.
-
-    The first DataLoader of a process installs a handler of SIGCHLD that raises, wherever the main thread is. Without
-    it the loader sees the death too, when it waits for a batch, unless it was given a timeout, during which it does not
-    look. Yields the function that takes the handler away, to be called when the processes have been started; at the
-    end the handler is put back.
-    """
-    removed: list[Callable[..., object]] = []
-
-    def poll() -> None:
-        handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler) and handler is not _ignore:
-            try:
-                signal.signal(signal.SIGCHLD, _ignore)
-            except ValueError:  # not the main thread, in which nothing is raised
-                return
-            removed.append(handler)
-
-    try:
-        yield poll
-    finally:
-        if removed:
-            signal.signal(signal.SIGCHLD, removed[0])
-
-
-def _ignore(*_: object) -> None:
-    """Handle a signal by doing nothing; SIG_IGN would keep exit codes from the parent."""
 
 
 def _share(images: torch.Tensor) -> None:

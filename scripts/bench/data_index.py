@@ -77,7 +77,13 @@ def measure_listing(count: int, lookups: int, options: Options, report: Report) 
     report.ratios[f"{count:,} tiles: private memory of a worker, ours over a list"] = ratio
 
 
-def _worker(kind: str, source: Path, lookups: int, options: Options) -> dict[str, float]:
+def measure_loader(spec: str, tiles: int, options: Options, report: Report) -> None:
+    """Add a row of a loader's worker that has read so many tiles of a data set: the largest memory of the repeats."""
+    row = _worker("loader", spec, tiles, options)
+    report.rows.append({"what": "loader worker", "name": spec.partition(":")[0], **row})
+
+
+def _worker(kind: str, source: Path | str, lookups: int, options: Options) -> dict[str, float]:
     command = [sys.executable, str(WORKER), kind, str(source), str(lookups)]
     results = []
     for _ in range(min(options.repeats, 3)):
@@ -153,15 +159,21 @@ def program(argv: Sequence[str] | None) -> None:
     sizes = [1_000_000, 10_000_000]
     parser.add_argument("--paths", type=int, nargs="*", default=sizes, help="sizes of listings; default: 1, 10 million")
     parser.add_argument("--lookups", type=int, default=100_000, help="paths to ask for; default: 100000")
-    args, options = parse(parser, argv, {"paths": [20_000], "lookups": 100, "count": 2})
-    if min([args.count, args.lookups, *args.paths]) < 1:
-        raise DatasetError("--count, --lookups and --paths must be positive")
+    parser.add_argument("--loader", nargs="*", default=[], metavar="SPEC", help="measure a loader's worker on these")
+    parser.add_argument("--read", type=int, default=2000, help="tiles that it reads; default: 2000")
+    args, options = parse(parser, argv, {"paths": [20_000], "lookups": 100, "count": 2, "read": 16})
+    if min([args.count, args.lookups, args.read, *args.paths]) < 1:
+        raise DatasetError("--count, --lookups, --read and --paths must be positive")
     report = Report(options)
     measure_decoding(_tiles(args.tiles, args.count), options, report)
     report.save()
     for count in args.paths:
         if not options.late:
             measure_listing(count, args.lookups, options, report)
+            report.save()
+    for spec in args.loader:
+        if not options.late:
+            measure_loader(spec, args.read, options, report)
             report.save()
     report.note("worker_private_mib is what no other process shares; worker_resident_mib has the libraries, too")
     report.show()

@@ -1,15 +1,12 @@
 """Multi-crop augmentations that others use, from a JPEG file to stacked crops: the contenders of `data.py`.
 
 Each is a function from the files of a batch to (global crops, local crops). DINOv2's composition is written out here
-from its description; torchvision's is the same on tensors; lightly-train's is its own DINOv2 transform, where it is
-installed (AGPL: in an environment for the benchmark alone).
+from its description; torchvision's is the same on tensors.
 """
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -42,28 +39,6 @@ def torchvision_v2(crops: CropsSection) -> Peer:
         lambda path: pil_to_tensor(read_pil(path)),
         lambda size, scale, blur: v2.Compose(_transforms(v2, crops, size, scale, blur)),
     )
-
-
-def lightly_train(crops: CropsSection) -> Peer | None:
-    """lightly-train's transform of its DINOv2 method with these crops; None where it is not installed."""
-    if importlib.util.find_spec("lightly_train") is None:
-        return None
-    from lightly_train._methods.dinov2.dinov2_transform import DINOv2ViTTransform
-    from lightly_train._transforms.transform import NormalizeArgs
-
-    arguments = DINOv2ViTTransform.transform_args_cls()()
-    arguments.resolve_auto()
-    arguments.resolve_incompatible()
-    arguments.image_size = (crops.global_crops_size, crops.global_crops_size)
-    arguments.normalize = NormalizeArgs(mean=crops.normalize.mean, std=crops.normalize.std)
-    local = arguments.local_view
-    local.num_views, local.view_size = crops.local_crops_number, (crops.local_crops_size, crops.local_crops_size)
-    transform = DINOv2ViTTransform(arguments)
-
-    def views(path: str) -> list[Tensor]:
-        return [view["image"] for view in transform({"image": np.asarray(read_pil(path))})]
-
-    return lambda paths: _stack([views(path) for path in paths])
 
 
 def _multi_crop(crops: CropsSection, read: Callable[[str], Any], make: Callable[..., Callable[[Any], Tensor]]) -> Peer:

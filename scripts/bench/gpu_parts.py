@@ -28,8 +28,7 @@ USES = {
     "train_step": Part(("--batch", "64"), 120),
     "data": Part(("--batch", "64", "--threads", "1"), 90),
     "embed": Part(
-        tuple("--encoder random:mvhybrid --patches 4096 --batch 256 --repeats 3 --memory-slides 0".split()),
-        90,
+        ("--encoder=random:mvhybrid", "--patches=4096", "--batch=256", "--repeats=3", "--memory-slides=0"), 90
     ),
     "hest": Part(("--spots", "8000", "--samples", "8", "--genes", "50", "--patches", "512", "--repeats", "3"), 120),
 }

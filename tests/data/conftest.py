@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2.data import index_cache
 from dinov2.utils.schema import CropsSection
 
 
@@ -56,6 +57,14 @@ def tiles(tmp_path: Path) -> Path:
     """A folder of 20 PNG tiles of 64 px."""
     _write_tiles(tmp_path / "tiles", 20)
     return tmp_path / "tiles"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of kept listings; ones of two items or more are kept."""
+    monkeypatch.setenv("DINOV2_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_cache, "MIN_KEPT", 2)
+    return tmp_path / "cache" / "index"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 from dinov2.data.bad_tiles import BadTileMonitor
@@ -44,6 +45,26 @@ def test_small_set_tolerates_one_and_zero_tolerates_none() -> None:
         BadTileMonitor(0.01, 20).update(_bad(1, 2), 4)
     with pytest.raises(TooManyBadTilesError):
         BadTileMonitor(0.0, 100_000).update(_bad(1), 4)
+
+
+def test_few_tiles_that_are_drawn_often_stop_the_run() -> None:
+    monitor = BadTileMonitor(0.01, 1_000_000)
+    for _ in range(7):
+        monitor.update(_bad(1, 1, 1), 18)  # one of three tiles, of a part with half of the weight
+    with pytest.raises(
+        TooManyBadTilesError, match=r"24 of 144 samples, 16\.7%, were of tiles .* large weight:\n  /tiles/1"
+    ):
+        monitor.update(_bad(1, 1, 1), 18)  # 10 + 4 sqrt(10) = 22.6
+    assert list(monitor.paths) == ["/tiles/1.png"]
+
+
+@pytest.mark.parametrize(("n", "bad"), [(20, 1), (300, 3), (5000, 30)])
+def test_chance_does_not_stop_a_rank_of_several(n: int, bad: int) -> None:
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        monitor = BadTileMonitor(0.01, n)
+        for _ in range(2000):
+            monitor.update(_bad(*(t for t in rng.integers(n, size=8).tolist() if t < bad)), 8)
 
 
 def test_error_says_how_many_which_and_what_to_change() -> None:

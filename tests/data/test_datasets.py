@@ -12,7 +12,8 @@ from PIL import Image
 from dinov2.data import index_cache
 from dinov2.data.datasets import Folder, TileDataset, list_datasets, make_dataset, register_dataset
 from dinov2.data.datasets import registry as registry_module
-from dinov2.data.errors import DatasetError
+from dinov2.data.datasets.damage import refuse_damage
+from dinov2.data.errors import DatasetError, TooManyBadTilesError
 
 WriteTiles = Callable[..., list[Path]]
 
@@ -60,6 +61,19 @@ def test_folder_reads_linked_folders_once_and_survives_loops(
         assert "5 skipped: " in message
         for text in ("/broken.png (a link", "/broken_folder (a link", "/loop (a folder", "/up (a folder", "\\xff.png"):
             assert text in message
+
+
+def test_broken_links_stop_a_run_as_bad_tiles_do(tmp_path: Path, write_tiles: WriteTiles) -> None:
+    write_tiles(tmp_path, 18)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "a.png").symlink_to(tmp_path / "nothing.png")
+    dataset = Folder(str(tmp_path))
+    refuse_damage(dataset, 0.01)
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 19 files are damaged \(0 are tolerated\)"):
+        refuse_damage(dataset, 0.0)
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    with pytest.raises(TooManyBadTilesError, match=r"2 of 20 files .*:\n.*a.png \(a link that leads nowhere"):
+        refuse_damage(Folder(str(tmp_path)), 0.05)
 
 
 def test_folder_passes_over_links_to_themselves(tmp_path: Path, write_tiles: WriteTiles) -> None:

@@ -1,10 +1,11 @@
 """Damaged files of every kind go through the loader: it neither crashes nor hangs, and leaves no worker behind."""
 
+import faulthandler
 import io
 import os
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,18 @@ from dinov2.slides.coordinates import geometry_at_level
 from dinov2.utils.schema import CropsSection, IbotSection
 
 IMAGES = 40  # damaged image files a round; one in five is good
-KINDS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".webp": "WEBP"}
+# End of the name -> format and mode; the 16-bit image is a bad tile as it is.
+KINDS = {
+    ".jpg": ("JPEG", "RGB"),
+    ".png": ("PNG", "RGB"),
+    ".tif": ("TIFF", "RGB"),
+    ".webp": ("WEBP", "RGB"),
+    "-cmyk.jpg": ("JPEG", "CMYK"),
+    "-cmyk.tif": ("TIFF", "CMYK"),
+    "-palette.png": ("PNG", "P"),
+    "-deep.png": ("PNG", "I;16"),
+}
+HANG_SECONDS = 180  # that a test may take beyond its own time
 
 
 def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -45,9 +57,17 @@ def _mutate(content: bytes, rng: np.random.Generator) -> bytes:
     return bytes(damaged)
 
 
-def _encode(tile: Image.Image, kind: str) -> bytes:
+@pytest.fixture
+def watchdog() -> Iterator[Callable[[float], None]]:
+    """`watchdog(seconds)`: print where every thread is and end the process if the test takes much longer than that."""
+    yield lambda seconds: faulthandler.dump_traceback_later(seconds + HANG_SECONDS, exit=True)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def _encode(tile: Image.Image, kind: str, mode: str = "RGB") -> bytes:
     buffer = io.BytesIO()
-    tile.save(buffer, kind)
+    image = Image.fromarray(np.asarray(tile.convert("L")).astype(np.uint16) * 256) if mode == "I;16" else tile
+    image.convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -89,11 +109,14 @@ def _decode_some(dataset: TileDataset) -> None:
     assert all(reasons)
 
 
-def _fuzz(folder: Path, tile: Image.Image, crops: CropsSection, seconds: float) -> int:
-    """Rounds of: a folder of damaged images and containers through a loader of two workers."""
-    files = {suffix: _encode(tile, kind) for suffix, kind in KINDS.items()}
+def _fuzz(
+    folder: Path, tile: Image.Image, write_slide: Callable[..., Path], crops: CropsSection, seconds: float
+) -> int:
+    """Rounds of: a folder of damaged images, containers and slides through a loader of two workers."""
+    files = {suffix: _encode(tile, *kind) for suffix, kind in KINDS.items()}
+    whole = {path.name: path.read_bytes() for path in _slides_parts(folder / "slides", write_slide)}
     rounds, end = 0, time.monotonic() + seconds
-    while not rounds or time.monotonic() < end:
+    while rounds < 2 or time.monotonic() < end:  # one with each form of the augmentation
         rng = np.random.default_rng(rounds)
         here = folder / str(rounds)
         _write_images(here, files, rng)
@@ -107,6 +130,17 @@ def _fuzz(folder: Path, tile: Image.Image, crops: CropsSection, seconds: float) 
                 except DatasetError:
                     continue
                 parts.append(spec)
+        slides = here / "slides"
+        slides.mkdir()
+        victim = list(whole)[int(rng.integers(len(whole)))]
+        for name, content in whole.items():
+            (slides / name).write_bytes(_mutate(content, rng) if name == victim else content)
+        spec = f"Slides:manifest={slides}/slides.csv:coords={slides}"
+        try:
+            _decode_some(make_dataset(spec))
+        except DatasetError:
+            (slides / victim).write_bytes(whole[victim])
+        parts.append(spec)
         (here / "mix.yaml").write_text("datasets:\n" + "".join(f"- spec: '{part}'\n  weight: 1\n" for part in parts))
         loader = make_loader(
             make_dataset(f"Mix:{here}/mix.yaml"),
@@ -117,6 +151,7 @@ def _fuzz(folder: Path, tile: Image.Image, crops: CropsSection, seconds: float) 
             seed=rounds,
             num_workers=2,
             max_bad_fraction=1.0,
+            augment="device" if rounds % 2 else "worker",
         )
         for batch in islice(loader, 8):
             assert batch.global_crops.isfinite().all()
@@ -186,12 +221,15 @@ def _children() -> set[str]:
 def test_damaged_files(
     tmp_path: Path,
     random_tile: Callable[..., Image.Image],
+    write_slide: Callable[..., Path],
     small_crops: CropsSection,
+    watchdog: Callable[[float], None],
     seconds: float,
 ) -> None:
+    watchdog(seconds)
     before = _children()
-    rounds = _fuzz(tmp_path, random_tile(np.random.default_rng(0), 48, 48), small_crops, seconds)
-    assert rounds >= (1 if seconds < 10 else 5)
+    tile = random_tile(np.random.default_rng(0), 48, 48)
+    assert _fuzz(tmp_path, tile, write_slide, small_crops, seconds) >= 1
     end = time.monotonic() + 10
     while _children() - before and time.monotonic() < end:
         time.sleep(0.05)

@@ -10,7 +10,8 @@ import pytest
 
 from dinov2.data.datasets import H5, NamedTiles, TileDataset, handles, make_dataset
 from dinov2.data.datasets import h5 as h5_module
-from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.datasets.damage import refuse_damage
+from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
 
 
 def _write(path: Path, count: int, key: str = "img", seed: int = 0, **options: object) -> np.ndarray:
@@ -38,6 +39,19 @@ def test_tiles_of_several_files(tmp_path: Path) -> None:
     for outside in (-1, 7):
         with pytest.raises(IndexError, match=r"not in 0 \.\. 6"):
             dataset.path(outside)
+
+
+def test_compressed_chunks_of_several_tiles_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _write(tmp_path / "one.h5", 4, chunks=(1, 16, 20, 3), compression="gzip")
+    _write(tmp_path / "plain.h5", 4, chunks=(2, 16, 20, 3))
+    _write(tmp_path / "few.h5", 1, chunks=(8, 16, 20, 3), compression="gzip", maxshape=(None, 16, 20, 3))
+    H5(str(tmp_path))
+    assert not caplog.records
+    _write(tmp_path / "many.h5", 4, chunks=(3, 16, 20, 3), compression="lzf")
+    H5(str(tmp_path))
+    (record,) = caplog.records
+    assert f"1 slow to read: {tmp_path}/many.h5 (3 tiles a compressed chunk" in record.getMessage()
+    assert "dinov2.data.pack" in record.getMessage()
 
 
 def test_one_file_and_links_to_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -144,6 +158,29 @@ def test_a_file_that_cannot_be_opened_is_one_bad_tile(tmp_path: Path) -> None:
     (tmp_path / "a.h5").unlink()
     with pytest.raises(DatasetError, match="no readable tile in 2 files"):
         H5(str(tmp_path))
+
+
+def test_unreadable_files_are_known_at_every_opening_and_stop_a_run(
+    tmp_path: Path, kept: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        _write(tmp_path / "in" / f"{number}.h5", 2)
+    cut = tmp_path / "in" / "1.h5"
+    cut.write_bytes(cut.read_bytes()[:700])
+    for path in (tmp_path / "in", *(tmp_path / "in").iterdir()):
+        os.utime(path, (1e9, 1e9))
+    for _ in range(2):  # the second is a kept listing
+        caplog.clear()
+        dataset = H5(str(tmp_path / "in"))
+        (record,) = caplog.records
+        assert f"1 damaged: {cut} (OSError: " in record.getMessage()
+    assert list(kept.glob("h5-*"))
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 4 files are damaged \(0 are tolerated\)"):
+        refuse_damage(dataset, 0.24)
+    refuse_damage(dataset, 0.25)
+    (tmp_path / "in" / "x.h5").symlink_to("nowhere.h5")
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 5 files and links are damaged"):
+        refuse_damage(H5(str(tmp_path / "in")), 0.19)
 
 
 def test_a_damaged_chunk_is_one_bad_tile(tmp_path: Path) -> None:

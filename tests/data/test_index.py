@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dinov2.data import index_cache
-from dinov2.data.datasets import Folder, Tar, file_listing
+from dinov2.data.datasets import Folder, Tar, file_listing, h5, make_dataset, tar
 from dinov2.data.errors import DatasetError
 from dinov2.data.index_names import NameColumns, name_at
 from dinov2.data.index_table import IndexTable
+from dinov2.data.pack import main as pack
 
 Names = list[str]
 
@@ -184,6 +185,23 @@ def test_a_cache_that_cannot_be_written(
 def test_unknown_refresh(tiles: Path) -> None:
     with pytest.raises(DatasetError, match="refresh=alway; did you mean 'always'"):
         Folder(str(tiles), refresh="alway")
+
+
+@pytest.mark.parametrize("kind", ["tar", "h5"])
+def test_containers_are_looked_into_once(
+    tiles: Path, tmp_path: Path, cache: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pack([f"Folder:{tiles}", "--out", str(tmp_path / "out"), "--format", kind, "--shard-size", "8"]) == 0
+    _age(tmp_path / "out")
+    module = {"tar": tar, "h5": h5}[kind]
+    name = {"tar": "index_tars", "h5": "index_h5"}[kind]
+    index, made = getattr(module, name), []
+    monkeypatch.setattr(module, name, lambda paths: (made.append(paths), index(paths))[1])
+    spec = {"tar": f"Tar:shards={tmp_path}/out/*.tar", "h5": f"H5:root={tmp_path}/out"}[kind]
+    first, second = make_dataset(spec), make_dataset(spec)
+    assert len(made) == 1
+    assert [first.path(i) for i in range(20)] == [second.path(i) for i in range(20)]
+    assert all((first.decode(i) == second.decode(i)).all() for i in range(20))
 
 
 def test_shards_are_indexed_again_when_they_change(tiles: Path, tmp_path: Path, cache: Path) -> None:

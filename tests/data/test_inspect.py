@@ -61,6 +61,41 @@ def test_the_command_counts_and_draws(
         assert picture.size == (3 * 32 + 2 * GAP, CAPTION + 2 * (32 + GAP))
 
 
+def test_speed_is_that_of_tiles_not_read_before(
+    tiles: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    decode = Folder.decode
+    monkeypatch.setattr(Folder, "decode", lambda self, index: (read.append(index), decode(self, index))[1])
+    command = [f"Folder:root={tiles}", "--config", str(config), "--out", str(tmp_path / "grid.png"), "--n", "2"]
+    assert main([*command, "--sample", "6"]) == 0  # 6 surveyed, 2 of them drawn, 6 decoded, 6 finished
+    assert len(read) == 20
+    assert len(set(read)) == 18
+    assert "were read before" not in capsys.readouterr().out
+    assert main([*command, "--sample", "8"]) == 0
+    assert "4 of 16 tiles were read before, so from memory" in capsys.readouterr().out
+
+
+def test_parts_of_a_mixture_are_said(
+    tiles: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tiles / "few").mkdir()
+    for number in range(5):
+        (tiles / f"tile_{number:03d}.png").rename(tiles / "few" / f"{number}.png")
+    (tmp_path / "in.yaml").write_text(f"datasets: [{{spec: 'Folder:{tiles}', weight: 1}}]")
+    (tmp_path / "mix.yaml").write_text(
+        f"datasets: [{{spec: 'Mix:{tmp_path}/in.yaml', weight: 3}}, {{spec: 'Folder:{tiles}/few', weight: 1}}]"
+    )
+    assert main([f"Mix:{tmp_path}/mix.yaml", "--config", str(config), "--out", str(tmp_path / "grid.png")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:4] == [
+        "25 tiles",
+        f"  20 tiles, 75.00% of the samples: such as {tiles}/few/0.png",
+        f"    20 tiles, 100.00% of the samples: such as {tiles}/few/0.png",
+        f"  5 tiles, 25.00% of the samples: such as {tiles}/few/0.png",
+    ]
+
+
 def test_bad_input_is_one_line(tiles: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, out = f"Folder:root={tiles}", str(tmp_path / "grid.png")
     for arguments, message in [

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dinov2.data import samplers
 from dinov2.data.datasets import Folder, Mix, Mixture, TileDataset, make_dataset
+from dinov2.data.datasets.base import part_of
 from dinov2.data.errors import DatasetError
 from dinov2.data.samplers import MIX_BLOCK, MixedStream, ShuffledStream, apportion, make_stream
+from dinov2.data.samples import SampleStream
+from dinov2.utils.schema import CropsSection
 
 WriteMix = Callable[[str], Path]
 
@@ -129,13 +135,76 @@ def test_apportionment(weights: list[float], total: int) -> None:
         ("datasets: [{spec: 'Folder:root=ROOT/a', weight: many}]", "is 'many'"),
         ("datasets: [{spec: 'Folder:root=ROOT/a', weight: 1}, {spec: 'Folder:root=ROOT/b'}]", "1 weights for 2 data"),
         ("datasets: [{spec: 'Folder:root=ROOT/a'}, {spec: 'Folder:root=ROOT/a'}]", "twice; give it once"),
+        (
+            "datasets: [{spec: 'Folder:root=ROOT/a'}, {spec: 'Folder:ROOT/b/../a/:refresh=always'}]",
+            "also as .* twice; give",
+        ),
+        ("datasets: [{spec: 'Folder:root=ROOT/a'}, {spec: 'Folder:ROOT/link'}]", "also as .* twice; give it once"),
+        ("datasets: [{spec: 'Foldr:root=ROOT/a'}]", "did you mean 'Folder'"),
         ("datasets: [{spec: 'Folder:root=ROOT/none'}]", "none does not exist"),
         ("datasets: [{spec: 'Mix:ROOT/mix.yaml'}]", "contains itself"),
     ],
 )
-def test_useless_mixtures(write_mix: WriteMix, text: str, message: str) -> None:
+def test_useless_mixtures(write_mix: WriteMix, folders: Path, text: str, message: str) -> None:
+    (folders / "link").symlink_to(folders / "a")
     with pytest.raises(DatasetError, match=message):
         Mix(str(write_mix(text)))
+
+
+def test_a_folder_within_another_is_said(write_mix: WriteMix, caplog: pytest.LogCaptureFixture) -> None:
+    Mix(str(write_mix("datasets: [{spec: 'Folder:ROOT/a'}, {spec: 'Folder:ROOT/b'}]")))
+    assert not caplog.records
+    Mix(str(write_mix("datasets: [{spec: 'Folder:ROOT/a'}, {spec: 'Folder:root=ROOT'}]")))
+    (record,) = caplog.records
+    assert "/a' and 'Folder:root=" in record.getMessage()
+    assert "one lies within the other; its tiles belong to both" in record.getMessage()
+
+
+def test_replacements_are_of_the_same_part(write_mix: WriteMix, folders: Path, small_crops: CropsSection) -> None:
+    inner = write_mix("datasets: [{spec: 'Folder:root=ROOT/a', weight: 9}, {spec: 'Folder:root=ROOT/c', weight: 1}]")
+    inner.rename(folders / "inner.yaml")
+    outer = Mix(
+        str(write_mix("datasets: [{spec: 'Folder:ROOT/b', weight: 1}, {spec: 'Mix:ROOT/inner.yaml', weight: 1}]"))
+    )
+    assert [part_of(outer, index) for index in (0, 4, 5, 7, 8, 9)] == [range(5)] * 2 + [range(5, 8)] * 2 + [
+        range(8, 10)
+    ] * 2
+    for name in ("a/tile_001.png", "c/tile_000.png"):
+        (folders / name).write_bytes(b"")
+    stream = SampleStream(outer, small_crops, 0)
+    replaced = [sample for sample in map(stream.__getitem__, range(200)) if sample.bad]
+    assert len({sample.bad[0][0] for sample in replaced}) == 2
+    assert all(Path(sample.path).parent == Path(sample.bad[0][0]).parent for sample in replaced)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    weights=st.lists(st.floats(1e-2, 1e2), min_size=4, max_size=4),
+    phases=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 20)), min_size=1, max_size=5),
+)
+def test_nothing_is_lost_or_repeated_when_ranks_change(
+    sizes: list[int], weights: list[float], phases: list[tuple[int, int]]
+) -> None:
+    """Of a mixture, with blocks of 48 samples: each part's epochs hold its tiles once, whatever the ranks."""
+    seen: list[int] = []
+    step = 0
+    with patch.object(samplers, "MIX_BLOCK", 48):
+        for world_size, steps in phases:
+            streams = [ShuffledStream(size, number) for number, size in enumerate(sizes)]
+            mixed = MixedStream(streams, sizes, weights[: len(sizes)], 1)
+            ranks = [samplers.RankBatchSampler(12, rank, world_size, step) for rank in range(world_size)]
+            for parts in islice(zip(*ranks, strict=True), steps):
+                seen += [mixed.index_at(position) for part in parts for position in part]
+            step += steps
+    blocks = len(seen) // 48
+    begin = 0
+    for size, count in zip(sizes, mixed.counts, strict=True):
+        drawn = np.array([tile - begin for tile in seen[: 48 * blocks] if begin <= tile < begin + size], dtype=int)
+        assert len(drawn) == blocks * count
+        times = np.bincount(drawn, minlength=size)
+        assert times.max() - times.min() <= 1
+        begin += size
 
 
 def test_missing_file(tmp_path: Path) -> None:

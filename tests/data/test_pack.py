@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,6 +54,36 @@ def test_h5_holds_the_pixels(tiles: Path, tmp_path: Path, truncate: Callable[[Pa
     with h5py.File(tmp_path / "out" / "shard-000000.h5") as file:
         assert file["img"].shape == (11, 64, 64, 3)
         assert file["name"].asstr()[3] == "000000004-tile_004"
+
+
+def test_an_h5_shard_without_a_good_tile_does_no_harm(
+    tiles: Path, tmp_path: Path, truncate: Callable[[Path], None]
+) -> None:
+    for number in range(16, 20):
+        truncate(tiles / f"tile_{number:03d}.png")
+    options = ("--format", "h5", "--shard-size", "8", "--max-bad-fraction", "0.3")
+    assert _pack(tiles, tmp_path / "out", *options) == 0
+    packed, source = make_dataset(f"H5:root={tmp_path}/out"), Folder(str(tiles))
+    assert len(packed) == 16
+    assert torch.equal(packed.decode(15), source.decode(15))
+    assert main(["--out", str(tmp_path / "out"), "--verify"]) == 0
+    with h5py.File(tmp_path / "out" / "shard-000002.h5") as file:
+        assert len(file["img"]) == len(file["name"]) == 0
+
+
+def test_h5_keeps_the_places_of_tiles(tmp_path: Path) -> None:
+    places = np.arange(10).reshape(5, 2) * 100
+    for name, content in (("a", {"coords": places}), ("b", {})):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / f"{name}.h5", "w") as file:
+            file["img"] = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+            for key, values in content.items():
+                file[key] = values
+        assert main([f"H5:root={tmp_path}/{name}", "--out", f"{tmp_path}/out-{name}", "--format", "h5"]) == 0
+    with h5py.File(tmp_path / "out-a" / "shard-000000.h5") as file:
+        np.testing.assert_array_equal(file["coords"][:], places)
+    with h5py.File(tmp_path / "out-b" / "shard-000000.h5") as file:
+        assert "coords" not in file
 
 
 def test_h5_packed_as_tar_is_lossless(tiles: Path, tmp_path: Path) -> None:

@@ -1,19 +1,26 @@
 """The data set `Slides`: tiles of several slides in the manifest's order, and rows that cannot be used."""
 
+import os
 import pickle
 import resource
+from itertools import islice
 
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
-from dinov2.data.datasets import make_dataset
+from dinov2.data import pack
+from dinov2.data.datasets import make_dataset, slides
+from dinov2.data.datasets.slides_index import index_slides
 from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.loaders import make_loader
 from dinov2.slides import Coordinates, handles, open_slide, write_coordinates
 from dinov2.slides.coordinates import geometry_at_level, geometry_at_mpp
 from dinov2.slides.handles import OpenSlides
+from dinov2.utils.schema import CropsSection, IbotSection
 
 
 @pytest.fixture
@@ -51,6 +58,13 @@ def test_tiles_are_the_slides_pixels(folder) -> None:
     assert dataset.path(2) == f"{folder}/slides/a.tif at (80, 20)"
     assert dataset.path(3) == f"{folder}/slides/c.tif at (0, 0)"
     assert dataset.decode(4).shape == (3, 32, 32)
+
+
+def test_packed_patches_keep_their_places(folder) -> None:
+    assert pack.main([spec(folder), "--out", str(folder / "packed"), "--format", "h5"]) == 0
+    packed, dataset = make_dataset(f"H5:root={folder}/packed"), make_dataset(spec(folder))
+    assert [packed.place(i) for i in range(5)] == [dataset.place(i) for i in range(5)]
+    assert packed.place(2) == (80, 20)
 
 
 def test_few_slides_are_open_at_once_and_none_is_pickled(folder) -> None:
@@ -105,6 +119,44 @@ def test_coordinates_of_another_slide(folder, write_slide) -> None:
         make_dataset(spec(folder))
 
 
+def test_slides_are_opened_once_and_again_when_something_changes(folder, kept, monkeypatch) -> None:
+    listed = []
+    monkeypatch.setattr(slides, "index_slides", lambda *paths: (listed.append(paths), index_slides(*paths))[1])
+
+    def age() -> None:
+        for path in (folder / "slides.csv", *folder.glob("slides/*"), folder / "out", *folder.glob("out/**/*")):
+            os.utime(path, (1e9, 1e9))
+
+    def read() -> list[str]:
+        dataset = make_dataset(spec(folder))
+        again = pickle.loads(pickle.dumps(dataset))
+        assert all(torch.equal(dataset.decode(i), again.decode(i)) for i in range(len(dataset)))
+        return [dataset.path(i) for i in range(len(dataset))]
+
+    age()
+    first = read()
+    assert (read(), len(listed)) == (first, 1)
+    assert list(kept.glob("slides-*"))
+    for path in ("slides.csv", "slides/c.tif", "out/patches/b.h5"):
+        os.utime(folder / path, (1e9, 1.1e9))
+        assert read() == first
+        age()
+        read()
+    assert len(listed) == 7
+    with h5py.File(folder / "out" / "patches" / "a.h5", "r+") as file:
+        file["coords"][0] = [7, 9]
+    assert read()[0] == f"{folder}/slides/a.tif at (7, 9)"
+    assert make_dataset(spec(folder, refresh="never")).place(0) == (7, 9)
+    assert len(listed) == 8
+
+
+def test_a_slide_that_was_cut_off_is_refused(folder) -> None:
+    path = folder / "slides" / "a.tif"
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(DatasetError, match=r"line 2: .*a.tif: cut off: it reaches to byte"):
+        make_dataset(spec(folder))
+
+
 def test_other_bad_values(folder) -> None:
     with pytest.raises(DatasetError, match=r"nowhere.csv: it cannot be read"):
         make_dataset(spec(folder, manifest=folder / "nowhere.csv"))
@@ -120,6 +172,39 @@ def test_a_slide_that_disappears_is_a_bad_tile(folder) -> None:
     with pytest.raises(BadTileError, match=r"a.tif at \(40, 10\): .*no such file"):
         dataset.decode(1)
     assert dataset.decode(3).shape == (3, 32, 32)
+
+
+def _damage_tile(path, number) -> None:
+    """Overwrite one compressed tile of level 0, so that OpenSlide cannot decode it."""
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[number], file.pages[0].databytecounts[number]
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes([255]) * size
+    path.write_bytes(content)
+
+
+def test_one_damaged_tile_leaves_the_others_readable(folder) -> None:
+    whole = [make_dataset(spec(folder)).decode(i) for i in range(5)]
+    _damage_tile(folder / "slides" / "a.tif", 0)  # x and y from 0 to 63: patches 0, and 1 at (40, 10)
+    dataset = make_dataset(spec(folder))
+    for i in (2, 0, 2, 1, 2, 4):
+        if i in (0, 1):
+            with pytest.raises(BadTileError, match=r"a.tif at .* cannot be decoded"):
+                dataset.decode(i)
+        else:
+            assert torch.equal(dataset.decode(i), whole[i])
+
+
+def test_a_damaged_tile_is_replaced_alike_by_any_number_of_workers(folder) -> None:
+    _damage_tile(folder / "slides" / "a.tif", 0)
+    crops = CropsSection(global_crops_size=32, local_crops_size=16, local_crops_number=1)
+    options = {"patch_size": 8, "global_batch_size": 2, "seed": 0, "max_bad_fraction": 0.4}
+    seen = []
+    for workers in (0, 2):
+        loader = make_loader(make_dataset(spec(folder)), crops, IbotSection(), num_workers=workers, **options)
+        seen.append([(batch.paths, batch.bad) for batch in islice(loader, 6)])
+        assert set(loader.monitor.paths) == {f"{folder}/slides/a.tif at {place}" for place in ("(0, 0)", "(40, 10)")}
+    assert seen[0] == seen[1]
 
 
 def test_rows_that_are_the_same_slide_are_refused(folder, write_slide) -> None:
@@ -177,10 +262,10 @@ def test_slides_that_openslide_does_not_read_are_open_within_a_bound(folder, mon
     paths = [folder / "slides" / f"{number}.png" for number in range(4)]
     for path in paths:
         Image.new("RGB", (8, 8)).save(path)
-    slides = OpenSlides(10)
+    opened = OpenSlides(10)
     for path in (folder / "slides" / "a.tif", *paths):
-        slides.get(path)
-    assert list(slides._open) == [folder / "slides" / "a.tif", *paths[2:]]
+        opened.get(path)
+    assert list(opened._open) == [folder / "slides" / "a.tif", *paths[2:]]
 
 
 def test_a_quarter_of_the_files_are_slides_at_most(folder, monkeypatch) -> None:

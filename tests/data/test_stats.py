@@ -47,6 +47,16 @@ def test_the_command_names_what_it_leaves_out(
     assert "# Folder" in out
     assert "19 of 20 tiles" in out
     assert "tile_003.png" in err
-    assert main([f"Folder:root={tiles}", "--max-tiles", "5"]) == 0
+    for number in range(10, 17):
+        truncate(tiles / f"tile_{number:03d}.png")
+    assert main([f"Folder:root={tiles}", "--max-bad-fraction", "0.1"]) == 2
+    assert "3 of the first " in (err := capsys.readouterr().err)
+    assert "of 20, 2 are tolerated:\n" in err
+    assert main([f"Folder:root={tiles}", "--max-bad-fraction", "0.4"]) == 0
+    assert "8 left out" in (err := capsys.readouterr().err)
+    assert err.count(".png: ") == 5
+    assert "and 3 more" in err
+    assert main([f"Folder:root={tiles}", "--max-tiles", "5", "--max-bad-fraction", "1"]) == 0
+    assert main([f"Folder:root={tiles}", "--max-bad-fraction", "nan"]) == 2
     assert main([f"Folder:root={tiles}", "--max-tiles", "0"]) == 2
     assert main([f"Folder:root={tiles / 'none'}"]) == 2

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from dinov2.data.datasets import EncodedTiles, Folder, Tar, TileDataset, make_dataset
-from dinov2.data.errors import BadTileError, DatasetError
+from dinov2.data.datasets.damage import refuse_damage
+from dinov2.data.errors import BadTileError, DatasetError, TooManyBadTilesError
 from dinov2.data.loaders import make_loader
 from dinov2.utils.schema import CropsSection, IbotSection
 
@@ -159,6 +160,40 @@ def test_a_tar_without_its_end_is_whole_but_said(tmp_path: Path, tiles: Path, ca
     with caplog.at_level(logging.WARNING, "dinov2"):
         assert Tar(str(path)).encoded(0) == content
     assert "cut off" in caplog.text
+
+
+def _tars(folder: Path, tiles: Path, count: int) -> list[Path]:
+    members = {path.name: path.read_bytes() for path in sorted(tiles.iterdir())[:4]}
+    return [_write(folder / f"x-{number}.tar", members | {"last.cls": b"3" * 600}) for number in range(count)]
+
+
+@pytest.mark.parametrize("harm", ["header", "inside a label", "between blocks"])
+def test_damaged_shards_are_known_at_every_opening_and_stop_a_run(
+    tmp_path: Path, tiles: Path, small_crops: CropsSection, kept: Path, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    paths = _tars(tmp_path, tiles, 4)
+    whole = bytearray(paths[1].read_bytes())
+    label = whole.index(b"last.cls")
+    whole[whole.index(b"tile_001") + 120] ^= 0xFF if harm == "header" else 0
+    paths[1].write_bytes({"header": whole, "inside a label": whole[: label + 700]}.get(harm, whole[:label]))
+    for path in paths:
+        os.utime(path, (1e9, 1e9))
+    for _ in range(2):  # the second is a kept listing
+        caplog.clear()
+        dataset = Tar(f"{tmp_path}/x-*.tar")
+        assert len(dataset) == (13 if harm == "header" else 16)
+        (record,) = caplog.records
+        assert f"1 damaged: {paths[1]} (the archive is cut off" in record.getMessage()
+    assert list(kept.glob("tar-*"))
+    options = {"patch_size": 8, "global_batch_size": 4, "seed": 0}
+    with pytest.raises(TooManyBadTilesError, match=r"1 of 4 shards are damaged \(0 are tolerated\):\n.*x-1\.tar \("):
+        make_loader(dataset, small_crops, IbotSection(), max_bad_fraction=0.24, **options)  # type: ignore[arg-type]
+    make_loader(dataset, small_crops, IbotSection(), max_bad_fraction=0.25, **options)  # type: ignore[arg-type]
+    (tmp_path / "mix.yaml").write_text(
+        f"datasets: [{{spec: 'Folder:root={tiles}'}}, {{spec: 'Tar:{tmp_path}/x-*.tar'}}]"
+    )
+    with pytest.raises(TooManyBadTilesError, match="1 of 4 shards"):
+        refuse_damage(make_dataset(f"Mix:{tmp_path}/mix.yaml"), 0.24)
 
 
 def test_a_tar_that_shrinks_later_is_a_bad_tile(shards: Path) -> None:

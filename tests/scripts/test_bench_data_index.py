@@ -48,6 +48,14 @@ def test_listings(data_index: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     assert worker.main("ours", str(root), 10).keys() == worker.main("list", str(text), 10).keys()
 
 
+def test_a_loader_s_worker(data_index: ModuleType, tmp_path: Path, tiles: Path) -> None:
+    command = ["--quick", "--threads", "1", "--json", str(tmp_path / "x.json"), "--paths", "--loader"]
+    assert sys.modules["common"].run(data_index.program, [*command, f"Folder:root={tiles}"]) == 0
+    (row,) = [row for row in json.loads((tmp_path / "x.json").read_text())["rows"] if row["what"] == "loader worker"]
+    assert (row["name"], row["tiles"]) == ("Folder", 12)
+    assert 0 < row["worker_private_mib"] <= row["worker_resident_mib"]
+
+
 def test_impossible_sizes(data_index: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert sys.modules["common"].run(data_index.program, ["--quick", "--threads", "1", "--paths", "0"]) == 2
     assert "must be positive" in capsys.readouterr().err

@@ -29,11 +29,34 @@ def test_everyone_is_measured_and_compared(bench: SimpleNamespace, tmp_path: Pat
     assert bench.common.run(bench.data.program, ["--quick", "--threads", "1", "--json", str(path)]) == 0
     content = json.loads(path.read_text())
     peers = {bench.data.DINOV2, bench.data.V2}
-    ours = {bench.data.WORKER, bench.data.SHARE, bench.data.DEVICE}
+    ours = {bench.data.WORKER, bench.data.SHARE, bench.data.DEVICE, "ours, loader, 1 workers"}
+    assert all(row["images_per_s"] > 0 for row in content["rows"])
     assert {row["name"] for row in content["rows"]} >= peers | ours
     for name in (bench.data.WORKER, bench.data.SHARE):
         assert all(content["ratios"][f"{name} over {peer}"] > 0 for peer in peers)
     assert {"machine", "command"} <= set(content)
+
+
+def test_lightly_train_is_measured_in_its_own_environment(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """By a stand-in that checks what it is asked for and answers as the peer does."""
+    peer, path = tmp_path / "python", tmp_path / "out.json"
+    peer.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, sys\n"
+        "case = json.loads(sys.argv[2])\n"
+        "assert sys.argv[1].endswith('lightly_data_peer.py') and all(map(os.path.isfile, case['paths'])), case\n"
+        "assert (len(case['paths']), case['global_size'], case['local_size'], case['local_crops']) == (2, 32, 16, 2)\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    print('ready', flush=True)\n"
+    )
+    peer.chmod(0o755)
+    options = ["--quick", "--threads", "1", "--workers", "0", "--json", str(path), "--lightly"]
+    assert bench.common.run(bench.data.program, [*options, str(peer)]) == 0
+    content = json.loads(path.read_text())
+    assert bench.data.LIGHTLY in {row["name"] for row in content["rows"]}
+    assert content["ratios"][f"{bench.data.SHARE} over {bench.data.LIGHTLY}"] > 0
+    assert bench.common.run(bench.data.program, [*options, str(tmp_path / "nowhere")]) == 2
 
 
 def test_bad_input_is_one_line(bench: SimpleNamespace, tiles: Path, capsys: pytest.CaptureFixture[str]) -> None:

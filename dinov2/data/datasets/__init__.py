@@ -1,6 +1,6 @@
 """Data sets by string: `make_dataset("Folder:root=TILES")`. Importing this package registers the built-in kinds."""
 
-from dinov2.data.datasets.base import EncodedTiles, Mixture, NamedTiles, TileDataset
+from dinov2.data.datasets.base import EncodedTiles, Mixture, NamedTiles, PlacedTiles, TileDataset
 from dinov2.data.datasets.folder import Folder, imagenet
 from dinov2.data.datasets.h5 import H5
 from dinov2.data.datasets.mix import Mix
@@ -15,6 +15,7 @@ __all__ = [
     "Mix",
     "Mixture",
     "NamedTiles",
+    "PlacedTiles",
     "Slides",
     "Tar",
     "TileDataset",

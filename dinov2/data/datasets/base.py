@@ -51,8 +51,33 @@ class EncodedTiles(NamedTiles, Protocol):
 
 
 @runtime_checkable
+class PlacedTiles(Protocol):
+    """What a data set offers beyond `TileDataset` so that packed tiles keep their places on the slide."""
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Top left corner (x, y) of tile `index` in level-0 px; None where it is not known.
+
+        Raises:
+            BadTileError: it cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
 class Mixture(Protocol):
     """A data set that draws from several; its indices count through the parts in order. See `samplers.make_stream`."""
 
     parts: list[TileDataset]
     weights: list[float]  # shares of the samples, positive
+
+
+def part_of(dataset: TileDataset, index: int) -> range:
+    """Indices of the innermost part of a mixture that holds tile `index`; of any other data set all of them."""
+    if isinstance(dataset, Mixture):
+        start = 0
+        for part in dataset.parts:
+            if index < start + len(part):
+                inner = part_of(part, index - start)
+                return range(start + inner.start, start + inner.stop)
+            start += len(part)
+    return range(len(dataset))

@@ -13,7 +13,7 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.index_cache import Watched, kept_or_listed
 from dinov2.data.index_names import NameColumns, name_at
 from dinov2.data.index_table import IndexTable
-from dinov2.data.skipped import Skipped, warn_of_skipped
+from dinov2.data.skipped import DAMAGED, Skipped, warn_of_skipped
 
 
 class FileListing:
@@ -23,6 +23,9 @@ class FileListing:
     first of its names in sorted order, so links that lead back do no harm. These, links that lead nowhere, and what has
     such a suffix and is no file are left out with a warning. A file reached under two names, and equal
     content, count twice.
+
+    Attributes:
+        facts: those of `Skipped`; links that lead nowhere are among the damaged, too.
 
     Args:
         kind: of data set, for messages and the kept listing's name.
@@ -46,7 +49,8 @@ class FileListing:
             lambda table: len(table.columns["folder"]),
             lambda: _list(kind, self.root, suffixes),
         )
-        warn_of_skipped(f"{kind}:root={root}", self._table.facts)
+        self.facts = self._table.facts
+        warn_of_skipped(f"{kind}:root={root}", self.facts)
         if not len(self):
             raise DatasetError(f"{kind}:root={root}: no file below {self.root}; looked for {', '.join(suffixes)}")
 
@@ -65,14 +69,14 @@ class FileListing:
 
 
 def _list(kind: str, root: str, suffixes: tuple[str, ...]) -> IndexTable:
-    watched, skipped = Watched(), Skipped()
+    watched, skipped, damaged = Watched(), Skipped(), Skipped(DAMAGED)
     try:
-        files = _files(root, "", suffixes, watched, set(), skipped)
+        files = _files(root, "", suffixes, watched, set(), skipped, damaged)
         shown = tqdm(files, desc=f"listing {root}", unit=" files", delay=2, leave=False, disable=None)
         table = listing_table(kind, root, shown, watched)
     except OSError as error:
         raise DatasetError(f"{kind}:root={root} cannot be listed: {error}") from error
-    table.facts |= skipped.facts()
+    table.facts |= skipped.facts() | damaged.facts()
     return table
 
 
@@ -107,7 +111,13 @@ def listing_table(kind: str, root: str, files: Iterable[tuple[str, str]], watche
 
 
 def _files(
-    root: str, below: str, suffixes: tuple[str, ...], watched: Watched, seen: set[tuple[int, int]], skipped: Skipped
+    root: str,
+    below: str,
+    suffixes: tuple[str, ...],
+    watched: Watched,
+    seen: set[tuple[int, int]],
+    skipped: Skipped,
+    damaged: Skipped,
 ) -> Iterator[tuple[str, str]]:
     """Folder, relative to the root, and name of each file."""
     status = watched.add(os.path.join(root, below))
@@ -120,11 +130,14 @@ def _files(
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
         if _is(entry.is_dir):
-            yield from _files(root, os.path.join(below, entry.name), suffixes, watched, seen, skipped)
+            yield from _files(root, os.path.join(below, entry.name), suffixes, watched, seen, skipped, damaged)
         elif (wanted := entry.name.lower().endswith(suffixes)) and _is(entry.is_file):
             yield below, entry.name
-        elif wanted or (entry.is_symlink() and not os.path.exists(entry.path)):
-            skipped.add(entry.path, "a link that leads nowhere" if entry.is_symlink() else "no regular file")
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            skipped.add(entry.path, "a link that leads nowhere")
+            damaged.add(entry.path, "a link that leads nowhere")
+        elif wanted:
+            skipped.add(entry.path, "no regular file")
 
 
 def _is(question: Callable[[], bool]) -> bool:

@@ -5,6 +5,7 @@ import os
 from torch import Tensor
 
 from dinov2.data.datasets.base import IMAGE_SUFFIXES
+from dinov2.data.datasets.damage import Damage
 from dinov2.data.datasets.decode import decode_file, read_file
 from dinov2.data.datasets.file_listing import FileListing
 from dinov2.data.datasets.registry import register_dataset
@@ -16,7 +17,9 @@ SPLITS = ("train", "val", "test")
 
 @register_dataset("Folder")
 class Folder:
-    """Every image file below `root`, at any depth, in sorted order; implements `TileDataset` and `EncodedTiles`.
+    """Every image file below `root`, at any depth, in sorted order.
+
+    Implements `TileDataset`, `EncodedTiles` and `Listed`.
 
     See `FileListing` for which files count.
 
@@ -30,6 +33,7 @@ class Folder:
 
     def __init__(self, root: str, refresh: str = "auto") -> None:
         self._listing = FileListing("Folder", root, IMAGE_SUFFIXES, refresh)
+        self.damage = [Damage.from_facts(f"Folder:root={root}", "files", len(self), self._listing.facts, tiles=True)]
 
     def __len__(self) -> int:
         return len(self._listing)

@@ -6,25 +6,29 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from dinov2.data.datasets.damage import Damage
 from dinov2.data.datasets.decode import pixels_to_tensor
 from dinov2.data.datasets.file_listing import FileListing
-from dinov2.data.datasets.h5_index import index_h5, pixels
+from dinov2.data.datasets.h5_index import SLOW, index_h5, pixels
 from dinov2.data.datasets.handles import OpenFiles
 from dinov2.data.datasets.registry import register_dataset
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.index_cache import kept_or_listed
-from dinov2.data.skipped import Skipped, warn_of_skipped
+from dinov2.data.skipped import DAMAGED, Skipped, warn_of_skipped
 
 SUFFIXES = (".h5", ".hdf5")
 
 
 @register_dataset("H5")
 class H5:
-    """Every tile of the HDF5 files below a folder; implements `TileDataset` and `NamedTiles`.
+    """Every tile of the HDF5 files below a folder; implements `TileDataset`, `NamedTiles`, `PlacedTiles`
+    and `Listed`.
 
     Tiles are uint8 (N, H, W, 3) under `img` or `imgs`.
 
-    A file that is damaged counts as one bad tile where it cannot be opened at all, else its unreadable tiles do.
+    A file that cannot be opened at all is a damaged file, see `refuse_damage`, and in the place of its tiles is one bad
+    one; else its unreadable tiles are bad tiles. A process keeps at most 256 files open, and no more than a quarter of
+    what the system allows (`ulimit -n`): of more files, most tiles wait for one to be opened.
 
     Args:
         root: a folder, searched at any depth, or one file.
@@ -37,6 +41,7 @@ class H5:
 
     def __init__(self, root: str, refresh: str = "auto") -> None:
         path = os.path.abspath(os.path.expanduser(root))
+        self.damage: list[Damage] = []
         if os.path.isfile(path):
             self._root, self._paths = os.path.dirname(path), [path]
         else:
@@ -48,9 +53,15 @@ class H5:
                     skipped.add(name, "a file that is read under another name")
             warn_of_skipped(f"H5:root={root}", skipped.facts())
             self._root, self._paths = listing.root, sorted(real.values())
+            self.damage.append(Damage.from_facts(f"H5:root={root}", "files and links", len(listing), listing.facts))
         self._table = kept_or_listed(
             "H5", self._paths, refresh, lambda table: int(table.columns["ends"][-1]), lambda: index_h5(self._paths)
         )
+        facts = self._table.facts
+        for key in (DAMAGED, SLOW):
+            warn_of_skipped(f"H5:root={root}", facts, key)
+        good = len(self._paths) - facts[DAMAGED]["count"]
+        self.damage.append(Damage.from_facts(f"H5:root={root}", "files", good, facts))
         if not (self._table.columns["counts"] > 0).any():
             raise DatasetError(
                 f"H5:root={root}: no readable tile in {len(self._paths)} files, such as {self._paths[0]}"
@@ -81,6 +92,19 @@ class H5:
         """Name of the file of tile `index`, relative to the root and without suffix, and the row."""
         path, row = self.locate(index)
         return f"{os.path.splitext(os.path.relpath(path, self._root))[0]}/{row:06d}"
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Row of tile `index` in `coords` (N, 2); None where the file has none; raises `BadTileError`."""
+        path, row = self.locate(index)
+        try:
+            with self._files.open(path) as file:
+                coords = file.get("coords")
+                if getattr(coords, "shape", None) != (len(pixels(file, path)), 2):
+                    return None
+                x, y = coords[row]
+                return int(x), int(y)
+        except Exception as error:  # a damaged file makes HDF5 raise OSError, RuntimeError, KeyError, ...
+            raise BadTileError(f"{path}/{row}", f"coords: {type(error).__name__}: {error}") from error
 
     def decode(self, index: int) -> Tensor:
         """Tile `index` as uint8 (3, H, W); raises `BadTileError`."""

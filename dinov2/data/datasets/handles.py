@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from typing import Any, Generic, TypeVar
 
 Handle = TypeVar("Handle")
 
-LIMIT = 64  # files open at most in a process, over all data sets: a mixture may have many
+MOST_OPEN = 256  # an open HDF5 file takes about half a MB
+# Files open at most in a process, over all data sets: a mixture may have many, and others need files, too.
+LIMIT = max(min(MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4), 1)
 
 
 class _Pool:

@@ -2,19 +2,14 @@
 
 import bisect
 import os
-import sys
 from itertools import accumulate
-from typing import Any
 
-import yaml
 from torch import Tensor
 
 from dinov2.data.datasets.base import TileDataset
+from dinov2.data.datasets.mix_config import read_mixture
 from dinov2.data.datasets.registry import make_dataset, register_dataset
 from dinov2.data.errors import DatasetError
-from dinov2.utils.suggest import did_you_mean
-
-EXAMPLE = "datasets: [{spec: 'Folder:root=a', weight: 2}, {spec: 'Tar:shards=b.tar', weight: 1}]"
 
 _OPENING: list[str] = []  # mixtures whose parts are being opened
 
@@ -30,19 +25,23 @@ class Mix:
           - {spec: "Tar:shards=/data/colon-{000..099}.tar", weight: 1}
 
     Weights are shares of the samples, whatever the sizes: here three of four samples are from the first. Each part is
-    gone through in its own epochs, see `samplers.MixedStream`. Without any weight every tile is as likely as any other.
-    A part may be a mixture itself. The same spec twice is an error: its weight says how often to draw from it.
+    gone through in its own epochs, see `samplers.MixedStream`. Without any weight the shares are the numbers of tiles,
+    so that every tile is as likely as any other, up to a rounding: a part gives a whole number of every 65,536 samples,
+    at least one. A part may be a mixture itself. The same data twice are an error: the weight says how often to draw
+    from them. A folder within another of the same kind is a warning.
+
+    A run has one `crops.normalize`, for all parts: take it from `python -m dinov2.data.stats` of the mixture, which
+    draws by the weights.
 
     Args:
         config: the file.
 
     Raises:
-        DatasetError: no such file, no valid YAML, an unknown key, no data set, a repeated one, or weights that are not
-            positive numbers; and what the parts object to.
+        DatasetError: see `read_mixture`, the mixture contains itself, and what the parts object to.
     """
 
     def __init__(self, config: str) -> None:
-        specs, weights = _read(config)
+        specs, weights = read_mixture(config)
         path = os.path.realpath(os.path.expanduser(config))
         if path in _OPENING:
             raise DatasetError(f"Mix:{config} contains itself")
@@ -78,47 +77,3 @@ class Mix:
         """Tile `index` as uint8 (3, H, W); raises `BadTileError`."""
         part, place = self.locate(index)
         return part.decode(place)
-
-
-def _read(config: str) -> tuple[list[str], list[float]]:
-    """Specs and weights (none, or one each) of a mixture's file."""
-    try:
-        with open(os.path.expanduser(config), encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: text, dates, long numbers
-        raise DatasetError(f"Mix:{config} cannot be read: {error}") from error
-    entries = content.get("datasets") if isinstance(content, dict) and set(content) == {"datasets"} else None
-    if not isinstance(entries, list):
-        raise DatasetError(f"Mix:{config} must hold the key 'datasets', a list, and nothing else: {EXAMPLE}")
-    if not entries:
-        raise DatasetError(f"Mix:{config} is an empty mixture; write {EXAMPLE}")
-    specs = [_spec(config, entry) for entry in entries]
-    for number, spec in enumerate(specs):
-        if spec in specs[:number]:
-            raise DatasetError(f"Mix:{config} names {spec!r} twice; give it once, with the weight of both")
-    given = [entry["weight"] for entry in entries if "weight" in entry]
-    if given and len(given) < len(entries):
-        raise DatasetError(
-            f"Mix:{config} has {len(given)} weights for {len(entries)} data sets; give each one, or none"
-        )
-    return specs, [_weight(config, spec, weight) for spec, weight in zip(specs, given, strict=False)]
-
-
-def _spec(config: str, entry: Any) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get("spec"), str):
-        raise DatasetError(f"Mix:{config}: {entry!r} is no data set; write {EXAMPLE}")
-    for key in entry:
-        if key not in ("spec", "weight"):
-            raise DatasetError(
-                f"Mix:{config}: a data set has no key {key!r}{did_you_mean(str(key), ['spec', 'weight'])}"
-            )
-    return entry["spec"]
-
-
-def _weight(config: str, spec: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
-        raise DatasetError(
-            f"Mix:{config}: the weight of {spec!r} is {weight!r}; it must be a positive number (leave a data set out "
-            "instead of giving it 0)"
-        )
-    return float(weight)

@@ -50,13 +50,26 @@ def make_dataset(spec: str) -> TileDataset:
     """Open the data set that a string describes.
 
     Args:
+        spec: e.g. `Folder:root=/data/tiles`, see `parse_spec`.
+
+    Raises:
+        DatasetError: see `parse_spec`, or whatever the data set itself objects to.
+    """
+    kind, arguments = parse_spec(spec)
+    return _FACTORIES[kind](**arguments)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
+    """Kind and arguments of a data set's string.
+
+    Args:
         spec: e.g. `Folder:root=/data/tiles`. A piece without `=` belongs to the value before it, so values may
             contain colons; the first piece may leave out its key, which then is the first of the kind:
             `Mix:mixture.yaml`.
 
     Raises:
         DatasetError: unknown kind or key, a missing or repeated key, an empty value where the key's default is not
-            empty, a package's kind that cannot be imported, or whatever the data set itself objects to.
+            empty, or a package's kind that cannot be imported.
     """
     kind, *pieces = spec.split(":")
     if kind not in _FACTORIES and (entry := _installed().get(kind)):
@@ -66,8 +79,7 @@ def make_dataset(spec: str) -> TileDataset:
             f"{spec!r} names no known kind of data set: {kind!r}{did_you_mean(kind, list_datasets())}. "
             "Write KIND:key=value, e.g. Folder:root=/data/tiles"
         )
-    factory = _FACTORIES[kind]
-    parameters = inspect.signature(factory).parameters
+    parameters = inspect.signature(_FACTORIES[kind]).parameters
     arguments = _parse(spec, pieces, next(iter(parameters), ""))
     for key in arguments:
         if key not in parameters:
@@ -79,7 +91,7 @@ def make_dataset(spec: str) -> TileDataset:
     if missing:
         example = ":".join([kind, *(f"{name}=..." for name in missing)])
         raise DatasetError(f"{spec!r}: {kind} needs {', '.join(missing)}. Write {example}")
-    return factory(**arguments)
+    return kind, arguments
 
 
 def _installed() -> dict[str, EntryPoint]:

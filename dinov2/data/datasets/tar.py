@@ -4,6 +4,7 @@ import os
 
 from torch import Tensor
 
+from dinov2.data.datasets.damage import Damage
 from dinov2.data.datasets.decode import decode_bytes
 from dinov2.data.datasets.handles import OpenFiles
 from dinov2.data.datasets.patterns import matching_files
@@ -12,12 +13,12 @@ from dinov2.data.datasets.tar_index import index_tars
 from dinov2.data.errors import BadTileError, DatasetError
 from dinov2.data.index_cache import kept_or_listed
 from dinov2.data.index_names import name_at
-from dinov2.data.skipped import warn_of_skipped
+from dinov2.data.skipped import DAMAGED, SKIPPED, warn_of_skipped
 
 
 @register_dataset("Tar")
 class Tar:
-    """Every image of some uncompressed tar files; implements `TileDataset` and `EncodedTiles`.
+    """Every image of some uncompressed tar files; implements `TileDataset`, `EncodedTiles` and `Listed`.
 
     Other members (labels, captions) are passed over. See `tar_index.tar_members` for damaged archives and duplicates;
     a shard that the pattern names twice is read once.
@@ -35,7 +36,10 @@ class Tar:
         self._table = kept_or_listed(
             "Tar", self._shards, refresh, lambda table: len(table.columns["size"]), lambda: index_tars(self._shards)
         )
-        warn_of_skipped(f"Tar:shards={shards}", self._table.facts)
+        facts, count = self._table.facts, len(self._shards)
+        for key in (SKIPPED, DAMAGED):
+            warn_of_skipped(f"Tar:shards={shards}", facts, key)
+        self.damage = [Damage.from_facts(f"Tar:shards={shards}", "shards", count - facts[DAMAGED]["count"], facts)]
         if not len(self):
             raise DatasetError(f"Tar:shards={shards}: no image in {len(self._shards)} files")
         self._files = OpenFiles(_open, os.close)

@@ -1,6 +1,5 @@
 """Where each image lies in uncompressed tar archives (pax, GNU and ustar), so that it can be read alone."""
 
-import logging
 import os
 import tarfile
 from array import array
@@ -16,9 +15,8 @@ from dinov2.data.errors import DatasetError
 from dinov2.data.index_cache import Watched
 from dinov2.data.index_names import NameColumns
 from dinov2.data.index_table import IndexTable
-from dinov2.data.skipped import Skipped
+from dinov2.data.skipped import DAMAGED, Skipped
 
-logger = logging.getLogger("dinov2")
 COMPRESSION = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -43,13 +41,13 @@ def index_tars(paths: Sequence[str]) -> IndexTable:
     Raises:
         DatasetError: see `tar_members`.
     """
-    watched, names, skipped = Watched(), NameColumns(), Skipped()
+    watched, names, skipped, damaged = Watched(), NameColumns(), Skipped(), Skipped(DAMAGED)
     shards, offsets, sizes = array("I"), array("q"), array("q")
     for number, path in enumerate(
         tqdm(paths, desc="indexing shards", unit=" shards", delay=2, leave=False, disable=None)
     ):
         watched.add(path)
-        for member in tar_members(path, skipped):
+        for member in tar_members(path, skipped, damaged):
             names.append(member.name)
             shards.append(number)
             offsets.append(member.offset)
@@ -63,15 +61,16 @@ def index_tars(paths: Sequence[str]) -> IndexTable:
         "size": np.frombuffer(sizes, np.int64),
         **watched.columns(),
     }
-    return IndexTable(columns, {"kind": "Tar", "shards": list(paths), **skipped.facts()})
+    return IndexTable(columns, {"kind": "Tar", "shards": list(paths), **skipped.facts(), **damaged.facts()})
 
 
-def tar_members(path: str, skipped: Skipped) -> list[Member]:
+def tar_members(path: str, skipped: Skipped, damaged: Skipped) -> list[Member]:
     """The images of one archive, in its order; of members with the same name the last counts, as for `tar -x`.
 
     Where the archive was cut in the middle, its complete members are listed, and the cut one, where an image, with
-    size -1; a warning says so. Folders, hidden files and other kinds of file are passed over; earlier members of a
-    name, and links that are named as images, are added to `skipped`.
+    size -1; the archive is added to `damaged`, and so is one with a damaged header, or without its end. Folders, hidden
+    files and other kinds of file are passed over; earlier members of a name, and links that are named as images, are
+    added to `skipped`.
 
     Raises:
         DatasetError: a compressed archive, none at all, an empty file, or a name that leads out of the archive.
@@ -107,7 +106,7 @@ def tar_members(path: str, skipped: Skipped) -> list[Member]:
     if cut or not _is_end(path, stopped):
         usable = sum(member.size >= 0 for member in found.values())
         where = f"cut off within {cut}" if cut else f"cut off or damaged at byte {stopped:,}"
-        logger.warning("%s is %s; the %d complete images before that are used", path, where, usable)
+        damaged.add(path, f"the archive is {where}; the {usable} complete images before that are used")
     return list(found.values())
 
 
