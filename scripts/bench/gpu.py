@@ -131,7 +131,7 @@ def _measure(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], bo
 def _tests() -> dict[str, list[str]]:
     """Return pytest's selection of each group of tests."""
     triton = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/ops/test_triton_*.py"))
-    groups = {"tests marked gpu": ["-m", "gpu", "tests"]}
+    groups = {"tests marked gpu": ["-m", "gpu and not slow", "tests"]}
     return groups | ({"Triton tests": ["-m", "not gpu", *triton]} if triton else {})
 
 

@@ -92,16 +92,20 @@ def exactly(loop, args: dict[str, Tensor | None], **options) -> dict[str, Tensor
     return with_gradients(loop, {n: None if t is None else t.double().cpu() for n, t in args.items()}, **options)
 
 
-def assert_near(actual: Tensor, exact: Tensor, what: str) -> None:
-    """Compare to a float64 result, relative to its largest entry, as closely as the dtype of `actual` can say."""
+def assert_near(actual: Tensor, exact: Tensor, what: str, products: float = 0.0) -> None:
+    """Compare to a float64 result, relative to its largest entry, as closely as the dtype of `actual` can say.
+
+    `products` is what products of matrices in a low precision add to the relative error.
+    """
     assert actual.shape == exact.shape, what
-    bound = (HALF_ULP[actual.dtype] + ACCUMULATED[actual.dtype]) * exact.abs().max().item() + UNDERFLOW
+    relative = HALF_ULP[actual.dtype] + ACCUMULATED[actual.dtype] + products
+    bound = relative * exact.abs().max().item() + UNDERFLOW
     error = (actual.double().cpu() - exact).abs().max().item()
     assert error <= bound, f"{what}: off by {error:.3g}, allowed {bound:.3g}"
 
 
-def assert_all_near(actual: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+def assert_all_near(actual: dict[str, Tensor], exact: dict[str, Tensor], products: float = 0.0) -> None:
     """Compare the results of `with_gradients`."""
     assert actual.keys() == exact.keys()
     for name, tensor in actual.items():
-        assert_near(tensor, exact[name], name)
+        assert_near(tensor, exact[name], name, products)
