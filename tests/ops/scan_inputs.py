@@ -7,7 +7,6 @@ from torch import Tensor
 SCAN_STEPS = ((0.0,), (1e-30,), (1e-30, 1e3), (1e-3, 1e3), (1e4,))
 SSD_STEPS = ((0.0,), (1e-30,), (1e-30, 1e3), (1e-3, 1e3), (1e-2, 1e4), (1e4,))
 DECAYS = (1e-8, 1.0, 1e6)
-RAW_STEPS = (-1e4, -200.0, -100.0, -30.0, 30.0, 100.0, 1e4)  # before softplus
 
 
 def draw_scan(
@@ -65,9 +64,9 @@ def extreme_scan(steps: tuple[float, ...], decay: float, batch: int = 2, length:
     return {**args, "delta": _pick(steps, args["delta"]), "A": args["A"] * decay, "delta_bias": None}
 
 
-def extreme_ssd(steps: tuple[float, ...], decay: float) -> dict[str, Tensor]:
+def extreme_ssd(steps: tuple[float, ...], decay: float, batch: int = 2) -> dict[str, Tensor]:
     """Return arguments whose steps are drawn from `steps`, with rates of about `decay`."""
-    args = draw_ssd(2, 70, 2, 3, 1, 4, torch.float32)
+    args = draw_ssd(batch, 70, 2, 3, 1, 4, torch.float32)
     return args | {"dt": _pick(steps, args["dt"]), "A": args["A"] * decay}
 
 

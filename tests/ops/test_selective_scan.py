@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_inputs import DECAYS, RAW_STEPS, SCAN_STEPS, extreme_scan
+from scan_inputs import DECAYS, SCAN_STEPS, extreme_scan
 from scan_inputs import draw_scan as draw
 from scan_loops import assert_all_near, assert_near, cases, exactly, selective_scan_loop, usable, with_gradients
 
@@ -88,7 +88,7 @@ def test_any_shape_and_options(batch, channels, states, length, left_out, softpl
         assert_all_near(with_gradients(selective_scan, args, delta_softplus=softplus, backend=backend), exact)
 
 
-@pytest.mark.parametrize("raw", RAW_STEPS)
+@pytest.mark.parametrize("raw", [-1e4, -200.0, -100.0, -30.0, 30.0, 100.0, 1e4])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_steps_before_softplus(backend, raw):
     """softplus underflows to 0 and exp(step A) rounds to 1 below; above, exp(step A) underflows and exp(raw) cannot be

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scan_inputs import DECAYS, RAW_STEPS, SCAN_STEPS, draw_scan, extreme_scan
+from scan_inputs import DECAYS, SCAN_STEPS, draw_scan, extreme_scan
 from scan_loops import assert_all_near, exactly, selective_scan_loop, with_gradients
 from triton_interpreter import DEVICE, GPU, HERE, run_in_interpreter
 
@@ -122,12 +122,7 @@ class TestKernels:
     @pytest.mark.parametrize("steps", SCAN_STEPS, ids=str)
     @pytest.mark.parametrize("decay", DECAYS)
     def test_extreme_steps_and_decays(self, decay, steps):
-        check_as_on_a_cpu(extreme_scan(steps, decay, batch=1, length=70 if GPU else 18), softplus=False)
-
-    @pytest.mark.parametrize("raw", RAW_STEPS)
-    def test_extreme_steps_before_softplus(self, raw):
-        args = draw_scan(1, 3, 4, 70 if GPU else 18, torch.float32)
-        check_as_on_a_cpu(args | {"delta": args["delta"] + raw}, softplus=True)
+        check_as_on_a_cpu(extreme_scan(steps, decay, batch=1, length=70 if GPU else 10), softplus=False)
 
     def test_softplus_is_accurate_where_it_is_small(self):
         delta = torch.linspace(-60, 30, 181, device=DEVICE)
