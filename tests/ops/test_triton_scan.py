@@ -6,6 +6,9 @@ from scan_inputs import DECAYS, SCAN_STEPS, draw_scan, extreme_scan
 from scan_loops import assert_all_near, exactly, selective_scan_loop, with_gradients
 from triton_interpreter import DEVICE, GPU, HERE, run_in_interpreter
 
+from dinov2.ops.dispatch import usable_backends
+from dinov2.ops.selective_scan.backends import TRITON_STATES
+
 OPTIONS = ("D", "z", "delta_bias")
 SHAPES = [(2, 5, 1, 1), (2, 3, 16, 2), (1, 7, 8, 7), (1, 5, 64, 7), (1, 33, 3, 18), (1, 3, 16, 50)]
 LARGE = [(3, 385, 16, 257), (2, 96, 64, 1025), (1, 384, 16, 4097), (2, 40, 8, 1024)] if GPU else []
@@ -85,6 +88,11 @@ class TestKernels:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_the_numbers_of_states_of_the_common_suite(self, dtype, states):
         check_as_on_a_cpu(draw_scan(2, 5, states, 7, dtype), softplus=True)
+
+    def test_the_largest_number_of_states_and_no_more(self):
+        check_as_on_a_cpu(draw_scan(1, 2, TRITON_STATES, 3, torch.float32), softplus=True)
+        assert usable_backends("selective_scan", "cuda", size=TRITON_STATES)[0] == "triton"
+        assert "triton" not in usable_backends("selective_scan", "cuda", size=TRITON_STATES + 1)
 
     def test_the_tokens_of_a_whole_image(self):
         check_as_on_a_cpu(draw_scan(1, 5, 8, 257, torch.float32), softplus=True)

@@ -6,6 +6,9 @@ from scan_inputs import DECAYS, SSD_STEPS, draw_ssd, extreme_ssd, one_large_step
 from scan_loops import assert_all_near, exactly, ssd_loop, with_gradients
 from triton_interpreter import DEVICE, GPU, HERE, run_in_interpreter
 
+from dinov2.ops.dispatch import usable_backends
+from dinov2.ops.ssd.backends import TRITON_SIDES
+
 # batch, length, heads, channels, groups, states; chunks have 16 tokens in float32
 SHAPES = [(2, 1, 2, 5, 1, 3), (1, 2, 2, 16, 1, 1), (2, 7, 4, 3, 2, 16), (1, 50, 2, 17, 2, 5), (1, 33, 3, 8, 1, 33)]
 IMAGE = (1, 257, 2, 5, 1, 8)  # the tokens of a whole one
@@ -69,6 +72,13 @@ class TestKernels:
     @pytest.mark.parametrize(("states", "length"), [(1, 50), (8, 2), (16, 1), (64, 50)])
     def test_the_sizes_of_the_common_suite(self, states, length):
         check_as_on_a_cpu(draw_ssd(2, length, 4, 5, 2, states, torch.float32))
+
+    @pytest.mark.parametrize(("channels", "states"), [TRITON_SIDES, TRITON_SIDES[::-1]])
+    def test_the_largest_states_of_a_head_and_no_larger(self, channels, states):
+        check_as_on_a_cpu(draw_ssd(1, 20, 1, channels, 1, states, torch.float32))
+        assert usable_backends("ssd", "cuda", torch.float32, states, channels)[0] == "triton"
+        for larger in ((states + 1, channels), (states, channels + 1)):
+            assert "triton" not in usable_backends("ssd", "cuda", torch.float32, *larger)
 
     def test_the_tokens_of_a_whole_image(self):
         check_as_on_a_cpu(draw_ssd(*IMAGE, torch.float32))
