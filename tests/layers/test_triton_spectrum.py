@@ -57,10 +57,10 @@ class TestKernels:
         decay_probe.assert_every_state_decays(calls, ["triton"])
 
     def test_every_state_decays_wherever_layers_go(self):
-        steps = torch.logspace(-14, 14, 29, base=2, device=DEVICE)
-        rates = torch.logspace(-6, 12, 7, base=2, device=DEVICE)
+        steps, rates = torch.logspace(-14, 14, 29, base=2), torch.logspace(-6, 12, 7, base=2)
         assert steps[0] == SMALLEST_STEP
         assert (rates[0], rates[-1]) == RATES
+        steps, rates = steps.to(DEVICE), rates.to(DEVICE)
         calls = [
             decay_probe.Call("selective_scan", steps.view(1, 29, 1), -rates.expand(29, 7), None, False),
             decay_probe.Call("ssd", steps.view(29, 1, 1).expand(29, 1, 7), -rates, None, False),

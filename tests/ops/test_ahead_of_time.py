@@ -37,8 +37,8 @@ class Compiler:
 
         names = self.kernel.arg_names
         constants = {name: options.pop(name) for name in names if name in options}
-        signature = {n: TYPES[a.dtype] if isinstance(a, torch.Tensor) else "i32" for n, a in zip(names, args)}  # noqa: B905
-        signature |= dict.fromkeys(constants, "constexpr")
+        types = [TYPES[arg.dtype] if isinstance(arg, torch.Tensor) else "i32" for arg in args]
+        signature = dict(zip(names, types + ["constexpr"] * len(constants), strict=True))
         source = ASTSource(self.kernel, signature, constants)
         self.compiled.append(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options))
 
