@@ -33,7 +33,7 @@ FREE = frozenset(
 
 
 # Backends made of operators that can be counted, and that state the work and not how it is done.
-COUNTED = {"selective_scan": "cpu", "ssd": "cpu", "einfft": "reference", "conv_silu": "plain"}
+COUNTED = {"selective_scan": "cpu", "ssd": "cpu", "einfft": "reference", "conv_silu": "plain", "linear": "plain"}
 
 
 class UncountedOperatorError(RuntimeError):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dinov2.ops.dispatch import Backend, choose_backend, register_backends
+from dinov2.ops.dispatch import Backend, choose_backend, keep_backend, register_backends
 from dinov2.ops.packing import Shapes, each_batch
 
 
@@ -22,15 +22,18 @@ def attention(qkv: Tensor, shapes: Shapes | None = None, backend: str = "auto") 
     Args:
         qkv: queries, keys and values of a batch, or of a pack (1, T, 3, H, E).
         shapes: the shapes (B, L) of the batches of a pack.
-        backend: `auto`, `xformers` (packs of several sizes only) or `sdpa`.
+        backend: `auto`, `xformers` (packs of several sizes only, outside compiled graphs) or `sdpa`.
 
     Raises:
         BackendError: the backend is unknown or cannot run.
     """
-    if shapes is None or len(shapes) == 1 or torch.compiler.is_compiling():  # a graph holds PyTorch's own
+    if shapes is None or len(shapes) == 1:
         return each_batch(_sdpa, qkv, shapes)
-    name = choose_backend("attention", backend, qkv.device.type, qkv.dtype, int(qkv.shape[-1]))
-    return _block_diagonal(qkv, shapes) if name == "xformers" else each_batch(_sdpa, qkv, shapes)
+    if torch.compiler.is_compiling():
+        keep_backend("attention", backend, "sdpa", "a graph holds PyTorch's own operators")
+    elif choose_backend("attention", backend, qkv.device.type, qkv.dtype, int(qkv.shape[-1])) == "xformers":
+        return _block_diagonal(qkv, shapes)
+    return each_batch(_sdpa, qkv, shapes)
 
 
 def _sdpa(qkv: Tensor) -> Tensor:

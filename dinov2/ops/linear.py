@@ -13,31 +13,35 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dinov2.ops.dispatch import Backend, choose_backend, register_backends
+from dinov2.ops.dispatch import Backend, choose_backend, keep_backend, register_backends
 from dinov2.utils.machine import cpu_model
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Return x W^T + b (..., O) for x (..., I), weight (O, I) and bias (O,).
 
-    Inside autocast, and in a graph that is compiled, traced or exported, the backend is `plain`.
+    Inside autocast, and in a graph that is compiled, traced or exported, the backend is `plain`; a warning says so,
+    once, if another one was forced.
 
     Raises:
         BackendError: the backend is unknown or cannot run.
     """
-    device = x.device.type
-    if (
-        device != "cpu"
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch.is_autocast_enabled(device)
-        or weight.dtype != x.dtype
-        or x.numel() == 0
-    ):
+    why = _why_only_plain(x.device.type)
+    if why is not None:
+        keep_backend("linear", backend, "plain", why)
         return F.linear(x, weight, bias)
-    if choose_backend("linear", backend, device, x.dtype, int(x.shape[-1])) == "plain":
+    if weight.dtype != x.dtype or x.numel() == 0:
+        return F.linear(x, weight, bias)
+    if choose_backend("linear", backend, x.device.type, x.dtype, int(x.shape[-1])) == "plain":
         return F.linear(x, weight, bias)
     return _OneDnnLinear.apply(x, weight, bias)
+
+
+def _why_only_plain(device: str) -> str | None:
+    """Return what leaves no choice of a backend here, or None."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return "a graph holds PyTorch's own operators"
+    return "autocast lowers PyTorch's own operators only" if torch.is_autocast_enabled(device) else None
 
 
 class _OneDnnLinear(torch.autograd.Function):

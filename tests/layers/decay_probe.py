@@ -54,8 +54,10 @@ def recorded_calls() -> Iterator[list[Call]]:
 
 
 def backends_of(call: Call) -> list[str]:
-    """Return the backends that can run such a call on the CPU."""
-    return usable_backends(call.operator, "cpu", call.delta.dtype, call.A.shape[1] if call.A.ndim == 2 else 1)
+    """Return our backends that can run such a call where it was made (the vendors' do not bound exponents)."""
+    states = call.A.shape[1] if call.A.ndim == 2 else 1
+    usable = usable_backends(call.operator, call.delta.device.type, call.delta.dtype, states)
+    return [backend for backend in usable if backend != "vendor"]
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def states_around_a_step(call: Call, backend: str) -> tuple[Tensor, Tensor]:
     count, states = len(steps), call.A.shape[1]
     before, after = [], []
     for n in range(states):
-        pick = torch.zeros(count, states, 2, dtype=steps.dtype)
+        pick = steps.new_zeros(count, states, 2)
         pick[:, n] = 1
         y = selective_scan(
             u,
@@ -98,9 +100,21 @@ def _around_ssd(call: Call, backend: str) -> tuple[Tensor, Tensor]:
     steps = call.delta.flatten(0, 1)  # (M, H)
     dt = torch.stack([torch.ones_like(steps), steps], dim=1)  # (M, 2, H)
     x = torch.stack([torch.ones_like(steps), torch.zeros_like(steps)], dim=1).unsqueeze(3)  # (M, 2, H, 1)
-    ones = torch.ones(len(steps), 2, 1, 1, dtype=steps.dtype)
+    ones = steps.new_ones(len(steps), 2, 1, 1)
     y = ssd(x, dt, call.A, ones, ones, backend=backend)
     return y[:, 0, :, 0], y[:, 1, :, 0]
+
+
+def assert_every_state_decays(calls: list[Call], backends: list[str] | None = None) -> None:
+    """Check 0 < exp(delta A) < 1 for all steps, channels and states of the calls, in `backends` or all that can run."""
+    for call in calls:
+        assert torch.isfinite(call.A).all()
+        assert (call.A < 0).all()
+        for backend in backends or backends_of(call):
+            before, after = states_around_a_step(call, backend)
+            assert (before > 0).all()
+            gone, kept = (after <= 0).sum().item(), (after >= before).sum().item()
+            assert gone == kept == 0, f"{backend}: {gone} decays are 0, {kept} are 1 of {after.numel()}"
 
 
 def scans_of(model: nn.Module) -> list[nn.Module]:

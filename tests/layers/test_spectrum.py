@@ -13,37 +13,34 @@ from dinov2.ops import selective_scan, ssd
 LAYERS = {"mamba_vision": MambaVisionMixer, "vim": BidirectionalMamba, "hydra": Hydra}
 
 
-def assert_every_state_decays(calls):
-    for call in calls:
-        assert torch.isfinite(call.A).all()
-        assert (call.A < 0).all()
-        for backend in decay_probe.backends_of(call):
-            before, after = decay_probe.states_around_a_step(call, backend)
-            assert (before > 0).all()
-            gone, kept = (after <= 0).sum().item(), (after >= before).sum().item()
-            assert gone == kept == 0, f"{backend}: {gone} decays are 0, {kept} are 1 of {after.numel()}"
-
-
 @pytest.mark.parametrize(
-    ("name", "lr"),
+    ("name", "lr", "depth", "low"),
     [
-        ("vim_einfft", 0.1),
-        ("mvhybrid", 0.1),
-        ("mvhybrid", 0.3),
-        ("hydra_einfft", 0.1),
-        ("hydra_einfft", 1.0),
-        ("hydra_hybrid", 1.0),
+        ("vim_einfft", 0.1, 2, False),
+        ("mvhybrid", 0.1, 2, False),
+        ("mvhybrid", 0.3, 2, False),
+        ("hydra_einfft", 0.1, 2, False),
+        ("hydra_einfft", 1.0, 2, False),
+        ("hydra_hybrid", 1.0, 2, False),
+        ("vim_einfft", 0.1, 1, True),
+        ("mvhybrid", 0.1, 2, True),
+        ("hydra_einfft", 0.1, 1, True),
     ],
 )
-def test_every_state_decays_after_200_steps_with_a_large_learning_rate(name, lr):
-    """The learning rates are 40 to 400 times the one of pretraining."""
+def test_every_state_decays_after_200_steps_with_a_large_learning_rate(name, lr, depth, low):
+    """The learning rates are 40 to 400 times the one of pretraining; `low` is autocast to bfloat16.
+
+    Vim's outputs are products of so many of its weights that at larger rates they reach 1e20. The next norm squares
+    them, which float32 cannot hold; in float64 all stays finite.
+    """
     torch.manual_seed(0)
-    model = build_backbone(name, embed_dim=32, num_heads=2, depth=2, img_size=32, patch_size=8)
+    model = build_backbone(name, embed_dim=32, num_heads=2, depth=depth, img_size=32, patch_size=8)
     start = [scan.A_log.detach().clone() for scan in decay_probe.scans_of(model)]
     x, target = torch.randn(4, 3, 32, 32), torch.randn(4, 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for _ in range(200):
-        loss = (model(x) - target).square().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = (model(x) - target).square().mean()
         assert torch.isfinite(loss)
         optimizer.zero_grad()
         loss.backward()
@@ -51,10 +48,10 @@ def test_every_state_decays_after_200_steps_with_a_large_learning_rate(name, lr)
     moved = [(scan.A_log - first).abs().max() for scan, first in zip(decay_probe.scans_of(model), start, strict=True)]
     assert min(moved) > 0.01
 
-    with decay_probe.recorded_calls() as calls:
+    with decay_probe.recorded_calls() as calls, torch.autocast("cpu", torch.bfloat16, enabled=low):
         assert torch.isfinite(model(x)).all()
     assert len(calls) == len(start)
-    assert_every_state_decays(calls)
+    decay_probe.assert_every_state_decays(calls)
 
 
 @pytest.mark.parametrize("bias", [-1e4, 0.0, 1e4])
@@ -71,7 +68,7 @@ def test_every_state_decays_for_extreme_parameters(name, log, bias):
     assert torch.isfinite(y).all()
     y.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
-    assert_every_state_decays(calls)
+    decay_probe.assert_every_state_decays(calls)
 
 
 @pytest.mark.parametrize(("decay", "gone", "kept"), [(1e-9, 0, 1), (1e-5, 0, 0), (1.0, 0, 0), (80.0, 0, 0)])

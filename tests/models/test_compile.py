@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import shutil
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ EVERY_MIXER = ("vim_einfft", "hydra_hybrid", "mvhybrid")  # among their blocks a
 OUTPUTS = ("x_norm_clstoken", "x_norm_regtokens", "x_norm_patchtokens", "x_prenorm")
 
 
-def build(name):
+def build(name, depth=2):
     torch.manual_seed(0)
     model = build_backbone(
-        name, embed_dim=32, num_heads=2, depth=2, img_size=32, patch_size=8, num_register_tokens=1, layerscale=0.5
+        name, embed_dim=32, num_heads=2, depth=depth, img_size=32, patch_size=8, num_register_tokens=1, layerscale=0.5
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,8 +91,11 @@ def test_blocks_compile_one_by_one_under_autocast(name):
 
 
 @pytest.mark.slow  # a compiler of C++ at work, about two minutes where its cache is cold
-def test_the_smallest_hybrid_compiles_to_machine_code():
-    model = build("mvhybrid")
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler on the PATH")
+@pytest.mark.parametrize(("name", "depth"), [("vim_einfft", 1), ("hydra_einfft", 1), ("mvhybrid", 2)])
+def test_every_mixer_compiles_to_machine_code(name, depth):
+    """One block of each: the hybrid's second is the attention's."""
+    model = build(name, depth)
     compiled = torch.compile(copy.deepcopy(model), backend="inductor", fullgraph=True)
     assert_same(outputs_and_gradients(compiled, *batch()), outputs_and_gradients(model, *batch()))
 

@@ -81,22 +81,31 @@ def with_gradients(function, args: dict[str, Tensor | None], **options) -> dict[
     leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in args.items()}
     y = function(**leaves, **options)
     projection = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(torch.bfloat16)
-    (y * projection.to(y.dtype)).sum().backward()
+    (y * projection.to(y)).sum().backward()
     # A backend may leave out what has no influence: A where there is only one step.
     gradients = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items() if t is not None}
     return {"y": y.detach()} | gradients
 
 
-def assert_near(actual: Tensor, exact: Tensor, what: str) -> None:
-    """Compare to a float64 result, relative to its largest entry, as closely as the dtype of `actual` can say."""
+def exactly(loop, args: dict[str, Tensor | None], **options) -> dict[str, Tensor]:
+    """Return what `with_gradients` gives for one of the loops in float64 on the CPU."""
+    return with_gradients(loop, {n: None if t is None else t.double().cpu() for n, t in args.items()}, **options)
+
+
+def assert_near(actual: Tensor, exact: Tensor, what: str, products: float = 0.0) -> None:
+    """Compare to a float64 result, relative to its largest entry, as closely as the dtype of `actual` can say.
+
+    `products` is what products of matrices in a low precision add to the relative error.
+    """
     assert actual.shape == exact.shape, what
-    bound = (HALF_ULP[actual.dtype] + ACCUMULATED[actual.dtype]) * exact.abs().max().item() + UNDERFLOW
-    error = (actual.double() - exact).abs().max().item()
+    relative = HALF_ULP[actual.dtype] + ACCUMULATED[actual.dtype] + products
+    bound = relative * exact.abs().max().item() + UNDERFLOW
+    error = (actual.double().cpu() - exact).abs().max().item()
     assert error <= bound, f"{what}: off by {error:.3g}, allowed {bound:.3g}"
 
 
-def assert_all_near(actual: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+def assert_all_near(actual: dict[str, Tensor], exact: dict[str, Tensor], products: float = 0.0) -> None:
     """Compare the results of `with_gradients`."""
     assert actual.keys() == exact.keys()
     for name, tensor in actual.items():
-        assert_near(tensor, exact[name], name)
+        assert_near(tensor, exact[name], name, products)

@@ -13,6 +13,7 @@ from dinov2.ops.dispatch import (
     chosen_backends,
     force_backends,
     forced,
+    keep_backend,
     register_backends,
     usable_backends,
 )
@@ -24,6 +25,7 @@ def operator(monkeypatch):
     """An operator whose quick backend takes at most 4 states in float32."""
     monkeypatch.setattr(dispatch, "_operators", dict(dispatch._operators))
     monkeypatch.setattr(dispatch, "_chosen", {})
+    monkeypatch.setattr(dispatch, "_overruled", set())
     register_backends(
         "op",
         (
@@ -98,6 +100,22 @@ def test_turns_of_two_backends_are_not_reported_again_and_again(operator, caplog
             choose(operator, states=states)
     assert len(caplog.records) == 2
     assert list(chosen_backends()["op"]) == ["quick", "slow"]
+
+
+def test_a_forced_choice_that_cannot_apply_is_warned_of_once(operator, caplog):
+    with caplog.at_level("INFO", logger="dinov2"):
+        assert keep_backend(operator, "auto", "slow", "a graph runs") == "slow"
+        with forced(op="quick"):
+            for _ in range(3):
+                keep_backend(operator, "auto", "slow", "a graph runs")
+            keep_backend(operator, "slow", "slow", "a graph runs")
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "op: backend slow (a graph runs)"),
+        ("WARNING", "op: backend slow instead of quick (forced for a part of the program): a graph runs"),
+    ]
+    assert chosen_backends() == {"op": {"slow": "a graph runs"}}
+    with pytest.raises(BackendError, match="op: unknown backend 'quik'"):
+        keep_backend(operator, "quik", "slow", "a graph runs")
 
 
 def test_an_empty_variable_is_none(operator, monkeypatch):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dinov2.layers.linear import Linear
+from dinov2.ops import dispatch
 from dinov2.ops import linear as ops
-from dinov2.ops.dispatch import BackendError, choose_backend
+from dinov2.ops.dispatch import BackendError, choose_backend, chosen_backends, forced
 from dinov2.ops.linear import linear
 
 
@@ -83,6 +84,31 @@ def test_autocast_and_graphs_use_the_plain_layer(onednn, monkeypatch):
     torch.jit.trace(layer, x, check_trace=False)
     torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
     torch.export.export(layer, (x,), strict=False)
+
+
+def test_the_plain_layer_is_reported_and_a_forced_one_warned_of(onednn, monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_chosen", {})
+    monkeypatch.setattr(dispatch, "_overruled", set())
+    torch.compiler.reset()  # what is decided while a graph is traced is not decided again
+    layer, x = Linear(4, 3), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert list(chosen_backends()["linear"]) == ["plain"]
+    assert "autocast" in chosen_backends()["linear"]["plain"]
+    assert "instead" not in caplog.text
+    with forced(linear="onednn"):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                layer(x)
+            torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+        layer(x)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "dinov2"]
+    start = "linear: backend plain instead of onednn (forced for a part of the program): "
+    assert warnings == [
+        f"{start}autocast lowers PyTorch's own operators only",
+        f"{start}a graph holds PyTorch's own operators",
+    ]
+    assert list(chosen_backends()["linear"]) == ["plain", "onednn"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dinov2.ops import attention as ops
+from dinov2.ops import dispatch
 from dinov2.ops.attention import attention
-from dinov2.ops.dispatch import BackendError, usable_backends
+from dinov2.ops.dispatch import BackendError, forced, usable_backends
 from dinov2.ops.packing import pack, unpack
 
 SHAPES = ((2, 5), (3, 2), (1, 1))
@@ -104,6 +105,17 @@ def test_where_xformers_is_no_choice(where, why):
 def test_forcing_xformers_on_a_cpu_says_why_not():
     with pytest.raises(BackendError, match="not xformers: it needs a CUDA device"):
         attention(pack(projections()), SHAPES, backend="xformers")
+
+
+def test_a_compiled_graph_says_that_it_leaves_out_xformers(monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "_overruled", set())
+    torch.compiler.reset()  # what is decided while a graph is traced is not decided again
+    packed = pack(projections())
+    with forced(attention="xformers"):
+        out = torch.compile(attention, backend="aot_eager", fullgraph=True)(packed, SHAPES)
+    torch.testing.assert_close(out, attention(packed, SHAPES))
+    (warning,) = [record for record in caplog.records if record.name == "dinov2" and record.levelname == "WARNING"]
+    assert "attention: backend sdpa instead of xformers" in warning.getMessage()
 
 
 def test_importing_the_backbones_imports_no_xformers():

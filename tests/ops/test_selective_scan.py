@@ -7,44 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_loops import assert_all_near, assert_near, cases, selective_scan_loop, usable, with_gradients
+from scan_inputs import DECAYS, SCAN_STEPS, extreme_scan
+from scan_inputs import draw_scan as draw
+from scan_loops import assert_all_near, assert_near, cases, exactly, selective_scan_loop, usable, with_gradients
 
 from dinov2.ops import selective_scan
 
-ACTIVATIONS = ("u", "delta", "B", "C", "z")  # arrive in the precision of the layers; the rest are parameters
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = usable("selective_scan")
 DOUBLE_BACKENDS = usable("selective_scan", torch.float64)
 
 
-def draw(batch, channels, states, length, dtype=torch.float64, seed=0):
-    """Arguments of a scan with all options in use."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    args = {
-        "u": normal(batch, channels, length),
-        "delta": normal(batch, channels, length),
-        "A": -normal(channels, states).exp(),
-        "B": normal(batch, states, length),
-        "C": normal(batch, states, length),
-        "D": normal(channels),
-        "z": normal(batch, channels, length),
-        "delta_bias": normal(channels),
-    }
-    parameters = torch.promote_types(dtype, torch.float32)
-    return {name: t.to(dtype if name in ACTIVATIONS else parameters) for name, t in args.items()}
-
-
 @lru_cache(maxsize=4)
 def exact_results(dtype, length, states):
-    return with_gradients(
-        selective_scan_loop,
-        {name: t.double() for name, t in draw(2, 5, states, length, dtype).items()},
-        delta_softplus=True,
-    )
+    return exactly(selective_scan_loop, draw(2, 5, states, length, dtype), delta_softplus=True)
 
 
 @pytest.mark.parametrize(
@@ -107,11 +83,7 @@ def test_any_shape_and_options(batch, channels, states, length, left_out, softpl
     if not softplus:  # steps are positive
         args |= {"delta": args["delta"].abs(), "delta_bias": args["delta_bias"].abs()}
     args = {name: None if name in left_out else tensor for name, tensor in args.items()}
-    exact = with_gradients(
-        selective_scan_loop,
-        {name: None if t is None else t.double() for name, t in args.items()},
-        delta_softplus=softplus,
-    )
+    exact = exactly(selective_scan_loop, args, delta_softplus=softplus)
     for backend in usable("selective_scan", dtype, states):
         assert_all_near(with_gradients(selective_scan, args, delta_softplus=softplus, backend=backend), exact)
 
@@ -123,19 +95,16 @@ def test_extreme_steps_before_softplus(backend, raw):
     written in float32."""
     args = draw(2, 3, 4, 70, torch.float32)
     args["delta"] = args["delta"] + raw
-    exact = with_gradients(selective_scan_loop, {k: t.double() for k, t in args.items()}, delta_softplus=True)
+    exact = exactly(selective_scan_loop, args, delta_softplus=True)
     assert_all_near(with_gradients(selective_scan, args, delta_softplus=True, backend=backend), exact)
 
 
-@pytest.mark.parametrize("steps", [(0.0,), (1e-30,), (1e-30, 1e3), (1e-3, 1e3), (1e4,)], ids=str)
-@pytest.mark.parametrize("decay", [1e-8, 1.0, 1e6])
+@pytest.mark.parametrize("steps", SCAN_STEPS, ids=str)
+@pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_steps_and_decays(backend, decay, steps):
-    args = draw(2, 3, 4, 70, torch.float32)
-    picked = torch.randint(len(steps), args["delta"].shape, generator=torch.Generator().manual_seed(2))
-    args |= {"delta": torch.tensor(steps)[picked], "A": args["A"] * decay, "delta_bias": None}
-    exact = with_gradients(selective_scan_loop, {k: None if t is None else t.double() for k, t in args.items()})
-    assert_all_near(with_gradients(selective_scan, args, backend=backend), exact)
+    args = extreme_scan(steps, decay)
+    assert_all_near(with_gradients(selective_scan, args, backend=backend), exactly(selective_scan_loop, args))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -174,7 +143,7 @@ def offset(t):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_memory_layout_works(backend, layout):
     args = draw(2, 5, 4, 33, torch.float32)
-    exact = with_gradients(selective_scan_loop, {k: t.double() for k, t in args.items()}, delta_softplus=True)
+    exact = exactly(selective_scan_loop, args, delta_softplus=True)
     leaves = {name: tensor.requires_grad_() for name, tensor in args.items()}
     views = {name: layout(leaf) for name, leaf in leaves.items()}
     assert not any(view.is_contiguous() for view in views.values() if view.ndim > 1)

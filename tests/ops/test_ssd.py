@@ -7,42 +7,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_loops import assert_all_near, assert_near, cases, ssd_loop, usable, with_gradients
+from scan_inputs import DECAYS, SSD_STEPS, extreme_ssd, one_large_step
+from scan_inputs import draw_ssd as draw
+from scan_loops import assert_all_near, assert_near, cases, exactly, ssd_loop, usable, with_gradients
 
 from dinov2.ops import ssd
 
-ACTIVATIONS = ("x", "B", "C")  # arrive in the precision of the layers; steps and parameters are float32
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = usable("ssd")
 DOUBLE_BACKENDS = usable("ssd", torch.float64)
 
 
-def draw(batch, length, heads, channels, groups, states, dtype=torch.float64, seed=0):
-    """Arguments of a scan with all options in use."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-    args = {
-        "x": normal(batch, length, heads, channels),
-        "dt": torch.rand(batch, length, heads, generator=g, dtype=torch.float64) + 0.05,
-        "A": -normal(heads).exp(),
-        "B": normal(batch, length, groups, states),
-        "C": normal(batch, length, groups, states),
-        "D": normal(heads),
-    }
-    parameters = torch.promote_types(dtype, torch.float32)
-    return {name: t.to(dtype if name in ACTIVATIONS else parameters) for name, t in args.items()}
-
-
-def exactly(args):
-    return with_gradients(ssd_loop, {name: None if t is None else t.double() for name, t in args.items()})
-
-
 @lru_cache(maxsize=4)
 def exact_results(dtype, length, states):
-    return exactly(draw(2, length, 4, 5, 2, states, dtype))
+    return exactly(ssd_loop, draw(2, length, 4, 5, 2, states, dtype))
 
 
 @pytest.mark.parametrize(("backend", "dtype", "length", "states"), cases("ssd", (*LOW, torch.float64)), ids=str)
@@ -92,7 +70,7 @@ def test_it_is_multiplication_by_a_semiseparable_matrix(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_chunk_size_changes_nothing(backend, chunk_size):
     args = draw(2, 21, 4, 3, 2, 5, torch.float32)
-    assert_all_near(with_gradients(ssd, args, chunk_size=chunk_size, backend=backend), exactly(args))
+    assert_all_near(with_gradients(ssd, args, chunk_size=chunk_size, backend=backend), exactly(ssd_loop, args))
 
 
 @pytest.mark.parametrize("left_out", [(), ("D",)], ids=str)
@@ -123,29 +101,23 @@ def test_any_shape(batch, length, heads_and_groups, channels, states, chunk_size
     args = draw(batch, length, heads_and_groups[0], channels, heads_and_groups[1], states, dtype, seed)
     if not skip:
         args["D"] = None
-    exact = exactly(args)
+    exact = exactly(ssd_loop, args)
     for backend in usable("ssd", dtype, states):
         assert_all_near(with_gradients(ssd, args, chunk_size=chunk_size, backend=backend), exact)
 
 
-@pytest.mark.parametrize("steps", [(0.0,), (1e-30,), (1e-30, 1e3), (1e-3, 1e3), (1e-2, 1e4), (1e4,)], ids=str)
-@pytest.mark.parametrize("decay", [1e-8, 1.0, 1e6])
+@pytest.mark.parametrize("steps", SSD_STEPS, ids=str)
+@pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extreme_steps_and_decays(backend, decay, steps):
     """exp(dt A) rounds to 1 or underflows, and its inverse overflows."""
-    args = draw(2, 70, 2, 3, 1, 4, torch.float32)
-    picked = torch.randint(len(steps), args["dt"].shape, generator=torch.Generator().manual_seed(2))
-    args |= {"dt": torch.tensor(steps)[picked], "A": args["A"] * decay}
-    assert_all_near(with_gradients(ssd, args, backend=backend), exactly(args))
+    args = extreme_ssd(steps, decay)
+    assert_all_near(with_gradients(ssd, args, backend=backend), exactly(ssd_loop, args))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_small_steps_after_a_large_one_keep_their_decay(backend):
-    """Differences of a running sum would lose them: 1e5 + 0.01 is known to 0.008 in float32."""
-    args = draw(1, 40, 2, 3, 1, 4, torch.float32)
-    args["dt"] = torch.full_like(args["dt"], 0.01)
-    args["dt"][:, 5] = 1e5
-    args["x"][:, 5] = 0
+    args = one_large_step()
     assert_near(ssd(**args, backend=backend), ssd_loop(**args), "y")
 
 
@@ -174,7 +146,7 @@ def offset(t):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_any_memory_layout_works(backend, layout):
     args = draw(2, 33, 4, 5, 2, 4, torch.float32)
-    exact = exactly(args)
+    exact = exactly(ssd_loop, args)
     leaves = {name: tensor.requires_grad_() for name, tensor in args.items()}
     views = {name: layout(leaf) for name, leaf in leaves.items()}
     assert not any(view.is_contiguous() for view in views.values() if view.ndim > 1)

@@ -1,10 +1,13 @@
-"""The Triton selective scan against the plain loop in float64: outputs and the gradients of all arguments."""
+"""The Triton selective scan against a float64 loop: outputs and the gradients of all arguments."""
 
 import pytest
 import torch
+from scan_inputs import DECAYS, SCAN_STEPS, draw_scan, extreme_scan
+from scan_loops import assert_all_near, exactly, selective_scan_loop, with_gradients
 from triton_interpreter import DEVICE, GPU, HERE, run_in_interpreter
 
-from dinov2.ops import selective_scan
+from dinov2.ops.dispatch import usable_backends
+from dinov2.ops.selective_scan.backends import TRITON_STATES
 
 OPTIONS = ("D", "z", "delta_bias")
 SHAPES = [(2, 5, 1, 1), (2, 3, 16, 2), (1, 7, 8, 7), (1, 5, 64, 7), (1, 33, 3, 18), (1, 3, 16, 50)]
@@ -39,20 +42,10 @@ def draw(batch, channels, states, length, low=torch.float32, options=OPTIONS):
     return {name: tensor if name in options or name not in OPTIONS else None for name, tensor in args.items()}
 
 
-def run(scan, args, softplus, dtype=None, **more):
-    """Output and gradients by name, of fresh leaves with the values and strides of `args`."""
-    leaves = {name: t if t is None else (t if dtype is None else t.to(dtype)) for name, t in args.items()}
-    leaves = {name: t if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
-    y = scan(**leaves, delta_softplus=softplus, **more)
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()  # the same in every dtype
-    (y * weight.to(y)).sum().backward()
-    return {"y": y.detach()} | {name: t.grad for name, t in leaves.items() if t is not None}
-
-
 def check(args, softplus=True, tolerance=2e-5):
     """Compare outputs and gradients with the loop in float64, relative to the largest entry of each."""
-    actual = run(scan_triton, args, softplus)
-    expected = run(selective_scan, args, softplus, torch.float64, backend="reference")
+    actual = with_gradients(scan_triton, args, delta_softplus=softplus)
+    expected = exactly(selective_scan_loop, args, delta_softplus=softplus)
     assert actual["y"].dtype == args["u"].dtype
     for name, exact in expected.items():
         assert name == "y" or actual[name].dtype == args[name].dtype
@@ -60,9 +53,16 @@ def check(args, softplus=True, tolerance=2e-5):
         scale = exact.abs().max().clamp(min=1e-30)
         # What is stored in a low precision has its rounding, what is accumulated from such inputs does not.
         allowed = max(tolerance, torch.finfo(actual[name].dtype).eps)
-        error = ((actual[name].double() - exact).abs().max() / scale).item()
+        error = ((actual[name].double().cpu() - exact).abs().max() / scale).item()
         assert error <= allowed, f"{name}: {error:.2e} > {allowed:.2e}"
     return expected
+
+
+def check_as_on_a_cpu(args, softplus):
+    """Compare as the tests of the backends that run on a CPU do, in the same bounds."""
+    args = {name: None if tensor is None else tensor.to(DEVICE) for name, tensor in args.items()}
+    actual = with_gradients(scan_triton, args, delta_softplus=softplus)
+    assert_all_near(actual, exactly(selective_scan_loop, args, delta_softplus=softplus))
 
 
 class TestKernels:
@@ -84,9 +84,23 @@ class TestKernels:
             args = args | {n: args[n].abs() for n in ("delta", "delta_bias") if args[n] is not None}
         check(args, softplus)
 
+    @pytest.mark.parametrize("states", [1, 8, 16, 64])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_the_numbers_of_states_of_the_common_suite(self, dtype, states):
+        check_as_on_a_cpu(draw_scan(2, 5, states, 7, dtype), softplus=True)
+
+    def test_the_largest_number_of_states_and_no_more(self):
+        check_as_on_a_cpu(draw_scan(1, 2, TRITON_STATES, 3, torch.float32), softplus=True)
+        assert usable_backends("selective_scan", "cuda", size=TRITON_STATES)[0] == "triton"
+        assert "triton" not in usable_backends("selective_scan", "cuda", size=TRITON_STATES + 1)
+
+    def test_the_tokens_of_a_whole_image(self):
+        check_as_on_a_cpu(draw_scan(1, 5, 8, 257, torch.float32), softplus=True)
+
     @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-    def test_low_precision_inputs_are_scanned_in_float32(self, low):
-        check(draw(1, 3, 4, 6, low))
+    @pytest.mark.parametrize(("batch", "channels", "states", "length"), [(1, 3, 4, 6), (1, 33, 16, 18)])
+    def test_low_precision_inputs_are_scanned_in_float32(self, low, batch, channels, states, length):
+        check(draw(batch, channels, states, length, low))
 
     def test_dtypes_may_be_mixed(self):
         args = draw(1, 5, 4, 7)
@@ -96,7 +110,7 @@ class TestKernels:
         args = draw(2, 3, 4, 5)
         other = args | {name: args[name].contiguous() for name in ("u", "delta", "B", "C", "z")}
         assert all(other[name].stride() != args[name].stride() for name in ("u", "delta", "B", "C", "z"))
-        expected, actual = (run(scan_triton, arguments, True) for arguments in (args, other))
+        expected, actual = (with_gradients(scan_triton, a, delta_softplus=True) for a in (args, other))
         for key, value in expected.items():
             assert torch.equal(actual[key], value), key
 
@@ -112,6 +126,11 @@ class TestKernels:
         args["delta"] = values[torch.arange(20, device=DEVICE) % 7].expand(1, 4, 20)
         args["z"] = args["z"] * 100
         check(args)
+
+    @pytest.mark.parametrize("steps", SCAN_STEPS, ids=str)
+    @pytest.mark.parametrize("decay", DECAYS)
+    def test_extreme_steps_and_decays(self, decay, steps):
+        check_as_on_a_cpu(extreme_scan(steps, decay, batch=1, length=70 if GPU else 10), softplus=False)
 
     def test_softplus_is_accurate_where_it_is_small(self):
         delta = torch.linspace(-60, 30, 181, device=DEVICE)
@@ -136,12 +155,10 @@ class TestKernels:
 
     def test_gradients_of_some_arguments_only(self):
         args = draw(1, 3, 4, 5)
-        every = run(scan_triton, args, True)
-        leaf = args["C"].detach().requires_grad_()
-        y = scan_triton(**(args | {"C": leaf}), delta_softplus=True)
-        weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-        (y * weight.to(y)).sum().backward()
-        assert torch.equal(leaf.grad, every["C"])
+        rest = {name: tensor for name, tensor in args.items() if name != "C"}
+        every = with_gradients(scan_triton, args, delta_softplus=True)
+        alone = with_gradients(scan_triton, {"C": args["C"]}, delta_softplus=True, **rest)
+        assert torch.equal(alone["C"], every["C"])
 
     def test_double_is_refused(self):
         args = draw(1, 3, 4, 5)
@@ -159,5 +176,5 @@ class TestKernels:
     @pytest.mark.skipif(not GPU, reason="the interpreter runs programs one after another")
     def test_results_repeat_exactly(self):
         args = draw(64, 384, 16, 257, torch.bfloat16)
-        first, second = (run(scan_triton, args, True) for _ in range(2))
+        first, second = (with_gradients(scan_triton, args, delta_softplus=True) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)

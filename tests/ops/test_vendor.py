@@ -8,7 +8,7 @@ import torch
 
 from dinov2.ops import selective_scan, ssd
 from dinov2.ops.conv_silu import vendor as conv_vendor
-from dinov2.ops.dispatch import usable_backends
+from dinov2.ops.dispatch import BackendError, choose_backend, usable_backends
 from dinov2.ops.selective_scan import vendor as scan_vendor
 from dinov2.ops.ssd import vendor as ssd_vendor
 
@@ -93,6 +93,14 @@ def test_a_causal_convolution_gives_any_padding(monkeypatch, before):
         )
     ).transpose(1, 2)
     torch.testing.assert_close(conv_vendor.conv_silu_vendor(x, weight, bias, before), expected)
+
+
+def test_the_convolution_is_refused_channels_that_its_kernel_does_not_take(monkeypatch):
+    install(monkeypatch, causal_conv1d_cuda={}, causal_conv1d={"causal_conv1d_fn": print})
+    assert usable_backends("conv_silu", "cuda", torch.float32, 4, 16) == ["vendor", "plain"]
+    assert usable_backends("conv_silu", "cuda", torch.float32, 4, 12) == ["plain"]
+    with pytest.raises(BackendError, match=r"not vendor: its kernel for our layout takes multiples of 8 channels.* 12"):
+        choose_backend("conv_silu", "vendor", "cuda", torch.float32, 4, 12)
 
 
 def test_the_dual_form_is_called_with_its_chunk(monkeypatch):

@@ -34,11 +34,11 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, before: int, backe
     device = x.device.type
     lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64  # autocast leaves float64 alone
     dtype = torch.get_autocast_dtype(device) if lowered else x.dtype
-    name = choose_backend("conv_silu", backend, device, dtype, width)
+    name = choose_backend("conv_silu", backend, device, dtype, width, int(weight.shape[0]))
     if name == "native":
         y = conv_silu_native(x.float(), weight.float().squeeze(1), None if bias is None else bias.float(), before)
         return y.to(dtype)
-    if name == "vendor" and x.shape[2] % 8 == 0:  # what its kernel for our layout takes
+    if name == "vendor":
         return conv_silu_vendor(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), before)
     padded = F.pad(x.transpose(1, 2), (before, width - 1 - before)).to(dtype)
     with torch.autocast(device, enabled=False):

@@ -9,6 +9,7 @@ from dinov2.ops import native
 from dinov2.ops.dispatch import Backend, register_backends
 from dinov2.ops.selective_scan.native import MAX_STATES, SOURCE
 
+TRITON_STATES = 128  # of a channel, which a warp of the backward kernel can just hold in its registers
 LOW_PRECISION = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -17,6 +18,8 @@ def _triton(device: str, dtype: torch.dtype, states: int) -> str | None:
         return "it needs a CUDA device"
     if dtype not in LOW_PRECISION:
         return f"it computes in float32, the inputs are {dtype}"
+    if states > TRITON_STATES:
+        return f"it takes at most {TRITON_STATES} states, these are {states}"
     return _missing("triton")
 
 

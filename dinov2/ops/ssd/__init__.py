@@ -48,7 +48,7 @@ def ssd(
     _check(x, dt, A, B, C, D)
     if chunk_size < 1:
         raise ValueError(f"ssd: chunk_size is {chunk_size}; it must be positive")
-    name = choose_backend("ssd", backend, x.device.type, x.dtype, B.shape[-1])
+    name = choose_backend("ssd", backend, x.device.type, x.dtype, B.shape[-1], x.shape[-1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         if name in ("triton", "vendor"):

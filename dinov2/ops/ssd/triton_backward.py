@@ -2,7 +2,8 @@
 
 Within a chunk the gradients are those of a masked attention, across chunks they pass through G = d loss / d state. The
 gradient of a log decay collects what flows past its token: from later outputs to earlier inputs of the chunk, from
-outputs to the state before the chunk, and from G to inputs. Each part is a sum of products, without a quotient.
+outputs to the state before the chunk, and from G to inputs. Each part is a sum of products, without a quotient or a
+difference: where decays are small, a difference of sums would leave only their rounding.
 """
 # mypy: disallow-untyped-decorators=False
 
@@ -23,9 +24,9 @@ def log_decay_gradient(
     the one to the other.
     """
     i = tl.arange(0, CHUNK)
-    flow = tl.where(i[:, None] > i[None, :], flow, 0.0)
-    ending = tl.sum(flow, 1) - tl.sum(flow, 0) + to_start
-    return tl.cumsum(ending, 0, reverse=True) + (tl.cumsum(from_end, 0) - from_end) + whole
+    arriving = tl.cumsum(flow, 0, reverse=True) + from_end[None, :]  # at [k, j]: from token k on and after the chunk
+    passing = tl.sum(tl.where(i[:, None] > i[None, :], arriving, 0.0), 1)
+    return passing + tl.cumsum(to_start, 0, reverse=True) + whole
 
 
 @triton.jit

@@ -24,12 +24,17 @@ def chunk_decays(log_decay: tl.tensor, CHUNK: tl.constexpr) -> tuple[tl.tensor, 
     between (c, c): from after token j to after token i, 0 for j > i; since_start (c,): up to and with token i;
     to_end (c,): after token j; whole (): over all tokens.
     """
-    log_decay = tl.maximum(log_decay, LOWEST_2)
+    # In float64, since differences of the running sum must keep small steps after a large one. Between pairs of tokens
+    # they are formed from two float32 parts of the sum, with the same digits: float64 is slow on many GPUs.
+    log_decay = tl.maximum(log_decay, LOWEST_2).to(tl.float64)
     total = tl.cumsum(log_decay, 0)
+    high = total.to(tl.float32)
+    low = (total - high.to(tl.float64)).to(tl.float32)
+    distance = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     i = tl.arange(0, CHUNK)
-    between = tl.exp2(tl.where(i[:, None] >= i[None, :], total[:, None] - total[None, :], float("-inf")))
-    all_tokens = tl.sum(log_decay, 0)
-    return between, tl.exp2(total), tl.exp2(all_tokens - total), tl.exp2(all_tokens)
+    between = tl.exp2(tl.where(i[:, None] >= i[None, :], distance, float("-inf")))
+    whole = tl.sum(log_decay, 0)
+    return between, tl.exp2(high), tl.exp2((whole - total).to(tl.float32)), tl.exp2(whole.to(tl.float32))
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 The interpreter is chosen by an environment variable that must be set before Triton is first imported, hence the other
 process. The module also mends, for tests only, what the interpreter of some versions cannot do: read a scalar under
-NumPy 2.4, and multiply bfloat16 matrices.
+NumPy 2.4, multiply bfloat16 matrices, and round to bfloat16, where it cuts off digits.
 """
 
 import importlib.util
@@ -37,6 +37,7 @@ def _mend_interpreter():
 
     patch_tensor = interpreter._patch_lang_tensor
     multiply = interpreter.InterpreterBuilder.create_dot
+    shorten = interpreter.InterpreterBuilder.create_fp_trunc
 
     def patch_tensor_and_index(tensor, *rest):
         patch_tensor(tensor, *rest)
@@ -51,8 +52,15 @@ def _mend_interpreter():
     def multiply_widened(self, a, b, *rest):
         return multiply(self, widen(a), widen(b), *rest)
 
+    def round_to_nearest(self, handle, dtype):
+        if dtype.scalar != interpreter.tl.bfloat16:
+            return shorten(self, handle, dtype)
+        rounded = torch.from_numpy(np.array(handle.data)).bfloat16()
+        return interpreter.TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), dtype.scalar)
+
     interpreter._patch_lang_tensor = patch_tensor_and_index
     interpreter.InterpreterBuilder.create_dot = multiply_widened
+    interpreter.InterpreterBuilder.create_fp_trunc = round_to_nearest
 
 
 if INTERPRETED:
