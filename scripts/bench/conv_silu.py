@@ -81,7 +81,7 @@ def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> Workload:
 
 def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Note) -> list[Contender]:
     """Return our backends that run there, then the peers that are installed."""
-    found = our_contenders("conv_silu", _ours, shape["width"], device, dtype)
+    found = our_contenders("conv_silu", _ours, device, dtype, shape["width"], shape["dim"])
     found.append(Contender("torch conv1d", torch_conv, True))
     if device.type == "cuda":
         try:
@@ -93,7 +93,7 @@ def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Not
 
 def ours(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the backend that `auto` takes there."""
-    return our_default("conv_silu", shape["width"], device, dtype)
+    return our_default("conv_silu", device, dtype, shape["width"], shape["dim"])
 
 
 def _ours(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str) -> Tensor:

@@ -69,13 +69,13 @@ def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> Workload:
 
 def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Note) -> list[Contender]:
     """Return our backends that run there, and the literal formulation."""
-    found = our_contenders("einfft", einfft, shape["length"], device, dtype)
+    found = our_contenders("einfft", einfft, device, dtype, shape["length"])
     return [*found, Contender("literal fft2", literal_fft2, True)]
 
 
 def ours(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the backend that `auto` takes there."""
-    return our_default("einfft", shape["length"], device, dtype)
+    return our_default("einfft", device, dtype, shape["length"])
 
 
 OPERATOR = Operator("einfft", make, contenders, ours, literal_fft2)

@@ -91,19 +91,20 @@ class Operator:
 
 
 def our_contenders(
-    operator: str, function: Function, size: int, device: torch.device, dtype: torch.dtype
+    operator: str, function: Function, device: torch.device, dtype: torch.dtype, *sizes: int
 ) -> list[Contender]:
     """Return one contender for each backend of `operator` that runs there, `function(inputs..., backend=NAME)`.
 
-    `size` is what the operator's backends depend on beside device and dtype: its states, its tokens or its width.
+    `sizes` are those on which the operator's backends depend beside device and dtype, as it gives them to
+    `choose_backend`.
     """
-    names = usable_backends(operator, device.type, dtype, size)
+    names = usable_backends(operator, device.type, dtype, *sizes)
     return [Contender(f"ours ({name})", functools.partial(function, backend=name), False) for name in names]
 
 
-def our_default(operator: str, size: int, device: torch.device, dtype: torch.dtype) -> str:
+def our_default(operator: str, device: torch.device, dtype: torch.dtype, *sizes: int) -> str:
     """Return the name of the contender whose backend `auto` takes there."""
-    return f"ours ({usable_backends(operator, device.type, dtype, size)[0]})"
+    return f"ours ({usable_backends(operator, device.type, dtype, *sizes)[0]})"
 
 
 def operator_memory_case(operator: Operator, case: dict[str, Any]) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -54,7 +54,7 @@ def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> Workload:
 
 def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Note) -> list[Contender]:
     """Return our backends that run there, then the peers that are installed."""
-    found = our_contenders("selective_scan", _ours, shape["states"], device, dtype)
+    found = our_contenders("selective_scan", _ours, device, dtype, shape["states"])
     found.append(Contender("reference loop", literal_loop, True))
     try:
         found.append(Contender("mambapy", mambapy_scan(), True))
@@ -72,7 +72,7 @@ def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Not
 
 def ours(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the backend that `auto` takes there."""
-    return our_default("selective_scan", shape["states"], device, dtype)
+    return our_default("selective_scan", device, dtype, shape["states"])
 
 
 def _ours(

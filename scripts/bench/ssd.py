@@ -56,7 +56,7 @@ def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> Workload:
 
 def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Note) -> list[Contender]:
     """Return our backends that run there, then the peers that are installed."""
-    found = our_contenders("ssd", _ours, shape["states"], device, dtype)
+    found = our_contenders("ssd", _ours, device, dtype, shape["states"], shape["headdim"])
     found += [Contender("plain loop", literal_loop, True), Contender("block matrices", block_matrix, True)]
     if device.type == "cuda":
         try:
@@ -68,7 +68,7 @@ def contenders(shape: Shape, device: torch.device, dtype: torch.dtype, note: Not
 
 def ours(shape: Shape, device: torch.device, dtype: torch.dtype) -> str:
     """Return the name of the backend that `auto` takes there."""
-    return our_default("ssd", shape["states"], device, dtype)
+    return our_default("ssd", device, dtype, shape["states"], shape["headdim"])
 
 
 def _ours(x: Tensor, dt: Tensor, A: Tensor, BC: Tensor, *, backend: str) -> Tensor:
