@@ -226,7 +226,7 @@ class Checkpointer:
         checkpoint_folder.publish(temporary, target)
         for old in checkpoint_folder.iterations(self.folder)[: -self.keep_last]:
             if old % self.keep_every:
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+                checkpoint_folder.remove(self.folder, old)
         self._attempt_teacher(lambda: checkpoint_folder.share_file(target / TEACHER_FILE, self.run / TEACHER_FILE))
 
     def _require_undamaged(self, path: Path) -> None:
