@@ -27,7 +27,7 @@ from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.errors import ConfigError
 from dinov2.utils.schema import ParallelSection
 
-GRAPHS = 32  # that torch.compile may make of a block's code
+GRAPHS = 64  # that torch.compile may make of a block's code
 Strategy = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
@@ -80,7 +80,8 @@ def parallelize(
         blocks[index] = checkpoint_wrapper(block)
     if section.compile:
         # Two kinds of block, for student and teacher, the last also for some tokens of a fixed and of any number: eight
-        # graphs of one function, after which PyTorch would leave the next one uncompiled with but a warning.
+        # graphs of one function, and one a block where the rates of dropped paths grow. After eight PyTorch would leave
+        # the rest uncompiled, with but a warning.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, GRAPHS)
         for block in [*blocks, *arch.teacher_backbone.blocks]:

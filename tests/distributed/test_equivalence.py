@@ -125,3 +125,12 @@ def test_compiled_blocks_are_what_they_were(arch, backend, checkpointing, write,
     assert all("skipping FSDP hooks" in reason for reason in counters["graph_break"])
     assert bool(counters["graph_break"]) == (arch == "mvhybrid")
     assert not any("recompile_limit" in reason for reason in counters["unimplemented"])
+
+
+@pytest.mark.slow
+def test_every_block_is_compiled_where_each_drops_paths_at_another_rate(write, tmp_path):
+    student = {"arch": "vit12", "depth": 12, "drop_path_rate": 0.3, "drop_path_uniform": False}
+    config = write(tmp_path / "run", 2, student=student, parallel={"compile": True})
+    codes, outputs = run_ranks(compile_ranks.main, 1, ["aot_eager", str(config)], tmp_path)
+    assert codes == [0], "\n".join(outputs)
+    assert json.loads(outputs[0].splitlines()[-1])["frames"]["ok"] > 12
