@@ -25,9 +25,8 @@ def read_state(path: Path, state: TrainingState) -> dict[str, Any]:
     stored = _read_names(path)
     _require_same_parameters(tensors["model"], stored, path)
     there = {part: _present(tensors[part], f"{part}.", stored) for part in OPTIONAL}
-    load(
-        tensors | there, storage_reader=TensorReader(path)
-    )  # in place: moments that are not there stay those of a fresh optimiser
+    # In place: moments that are not there stay those of a fresh optimiser.
+    load(tensors | there, storage_reader=TensorReader(path))
     return tensors | {part: there[part] for part in ("rng", "scaler")}
 
 

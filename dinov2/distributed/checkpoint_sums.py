@@ -12,7 +12,11 @@ _PIECE = 1 << 22  # bytes read at a time
 
 
 def file_sums(folder: Path, names: Iterable[str]) -> Sums:
-    """Return the size and CRC-32 of some files of a folder: it is the fastest that finds what disks and copies do."""
+    """Return the size and CRC-32 of some files of a folder: accidents show in it, at several times a disk's speed.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
     return {name: _sum(folder / name) for name in names}
 
 
