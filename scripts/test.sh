@@ -16,6 +16,8 @@ called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/venv.sh
 source scripts/lib/venv.sh
+# shellcheck source=scripts/lib/pytest_twice.sh
+source scripts/lib/pytest_twice.sh
 
 # start_cluster: bring the test cluster up until this script ends. A machine that cannot run it is told, and goes on:
 # the tests then skip with that reason. A cluster that should have come up and did not is an error.
@@ -53,9 +55,9 @@ fi
 say "pytest"
 if [[ $with_slurm ]]; then
     "$venv/bin/python" -m pytest -n 2 --ignore=tests/slurm "$@" # tests/conftest.py distributes the tests
-    # Alone, and what failed once more: Slurm's own time limits do not hold on a machine that is busy with other tests.
+    # Alone, and twice: Slurm's own time limits do not hold on a machine that is busy with other tests.
     say "pytest: Slurm"
-    "$venv/bin/python" -m pytest tests/slurm || "$venv/bin/python" -m pytest tests/slurm --last-failed
+    pytest_twice "$venv/bin/python" tests/slurm
 else
     "$venv/bin/python" -m pytest -n 2 "$@"
 fi

@@ -3,12 +3,13 @@
     checkpoints/<iteration>/            appears by one rename, so that a folder of that name is complete
         .metadata, __0_0.distcp         student, teacher, centres, optimiser, scaler, RNG, iteration: tensors only
         teacher.safetensors             the teacher's backbone, complete: what evaluation needs
-        checkpoint.json                 iteration, samples seen, global batch size, version
+        checkpoint.json                 iteration, samples seen, global batch size, version; size and checksum of every
+                                        other file
     checkpoints/latest                  a link to the newest, moved last
 
 A save copies the state to host memory, which is all that training waits for; a thread then writes it to a temporary
-folder, flushes it to disk and renames it. One that fails, on a full disk for instance, says so and is removed: training
-and the checkpoints before it are untouched.
+folder, reads the teacher's backbone from there, flushes all to disk and renames the folder. One that fails, on a full
+disk for instance, says so and is removed: training and the checkpoints before it are untouched.
 """
 
 import json
@@ -16,7 +17,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -27,19 +28,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import dinov2
-from dinov2.distributed import checkpoint_folder
-from dinov2.distributed.env import all_reduce_max, is_distributed, rank
-from dinov2.distributed.training_state import OPTIONAL, TrainingState, full_state_dict, host_copy
+from dinov2.distributed import checkpoint_folder, checkpoint_sums
+from dinov2.distributed.checkpoint_reader import read_state, read_whole
+from dinov2.distributed.env import is_distributed, rank, world_size
+from dinov2.distributed.training_state import TrainingState, full_state_dict, host_copy, module_prefix
 from dinov2.models.weights import TEACHER_FILE, save_backbone
 from dinov2.utils.errors import CheckpointError
 from dinov2.utils.files import write_text
 from dinov2.utils.schema import SSLConfig
-from dinov2.utils.state_dict import shapes_of, state_differences
 
 logger = logging.getLogger("dinov2")
 T = TypeVar("T")
@@ -72,7 +71,7 @@ class Checkpointer:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def save(self, state: TrainingState, teacher: nn.Module, iteration: int, config: SSLConfig) -> None:
-        """Begin to write the state after `iteration` steps, with its backbone `teacher` apart.
+        """Begin to write the state after `iteration` steps, with its backbone `teacher`, a part of it, also apart.
 
         Returns as soon as training may go on. A failure to write is logged; `wait` tells of it.
         """
@@ -84,11 +83,11 @@ class Checkpointer:
         tensors = state.tensors(iteration)
         if self.background:
             tensors = host_copy(tensors)
-        weights = full_state_dict(teacher)
         stalled = time.perf_counter() - began
         if waited > 1 and rank() == 0:
             logger.warning("training waited %.1f s for the checkpoint before; save less often", waited)
-        self._start(lambda: self._write(tensors, weights, iteration, config, stalled))
+        prefix = module_prefix(state.arch, teacher)
+        self._start(lambda: self._write(tensors, prefix, iteration, config, stalled))
 
     def export(self, teacher: nn.Module, iteration: int, config: SSLConfig) -> None:
         """Write the run folder's `teacher.safetensors` alone, in the background like a checkpoint."""
@@ -117,6 +116,7 @@ class Checkpointer:
         for iteration in reversed(self.iterations()):
             path = self.folder / str(iteration)
             try:
+                self._require_undamaged(path)
                 state.load(read_state(path, state))
             except CheckpointError:
                 raise
@@ -146,7 +146,7 @@ class Checkpointer:
     def _write(
         self,
         tensors: dict[str, Any],
-        weights: dict[str, torch.Tensor],
+        prefix: str,
         iteration: int,
         config: SSLConfig,
         stalled: float,
@@ -160,8 +160,12 @@ class Checkpointer:
                 save(tensors, checkpoint_id=temporary, process_group=self._group)
             except (Exception, CheckpointException) as error:  # raised on all processes
                 problem = _last_line(error)
+        sums: checkpoint_sums.Sums = {}
         if not problem:
-            problem = self._on_rank_0(lambda: self._complete(temporary, weights, iteration, config))
+            sums, problem = self._sum_shards(temporary)
+        if not problem:
+            model = tensors["model"]
+            problem = self._on_rank_0(lambda: self._complete(temporary, model, prefix, sums, iteration, config))
         if rank() == 0 and problem:
             shutil.rmtree(temporary, ignore_errors=True)
             logger.error(
@@ -186,22 +190,57 @@ class Checkpointer:
             return _last_line(error)
         return ""
 
-    def _complete(self, temporary: Path, weights: dict[str, torch.Tensor], iteration: int, config: SSLConfig) -> None:
+    def _sum_shards(self, temporary: Path) -> tuple[checkpoint_sums.Sums, str]:
+        """Return the checksums of what all processes have saved, each of its own files, and what went wrong."""
+        sums: checkpoint_sums.Sums = {}
+        problem = ""
+        try:
+            sums = checkpoint_sums.file_sums(temporary, checkpoint_sums.shard_names(temporary, rank()))
+        except OSError as error:
+            problem = _last_line(error)
+        gathered = self._gather((sums, problem))
+        problems = [problem for _, problem in gathered if problem]
+        return {name: value for part, _ in gathered for name, value in part.items()}, "".join(problems[:1])
+
+    def _complete(
+        self,
+        temporary: Path,
+        model: dict[str, torch.Tensor],
+        prefix: str,
+        sums: checkpoint_sums.Sums,
+        iteration: int,
+        config: SSLConfig,
+    ) -> None:
         """Add what one process writes, give the folder its name, and remove old ones."""
-        save_backbone(temporary / TEACHER_FILE, weights, config, iteration)
+        # From the files, where it is whole already: gathering it would keep training waiting.
+        save_backbone(temporary / TEACHER_FILE, read_whole(temporary, model, prefix), config, iteration)
         about = {
             "iteration": iteration,
             "global_batch_size": config.train.global_batch_size,
             "samples": iteration * (config.train.global_batch_size or 0),
             "version": dinov2.__version__,
+            "files": sums | checkpoint_sums.file_sums(temporary, (".metadata", TEACHER_FILE)),
         }
-        write_text(temporary / "checkpoint.json", json.dumps(about, indent=2))
+        write_text(temporary / checkpoint_sums.ABOUT, json.dumps(about, indent=2))
         target = self.folder / str(iteration)
         checkpoint_folder.publish(temporary, target)
         for old in checkpoint_folder.iterations(self.folder)[: -self.keep_last]:
             if old % self.keep_every:
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+                checkpoint_folder.remove(self.folder, old)
         self._attempt_teacher(lambda: checkpoint_folder.share_file(target / TEACHER_FILE, self.run / TEACHER_FILE))
+
+    def _require_undamaged(self, path: Path) -> None:
+        """Raise OSError, on all processes, where a file is not what was written; each process reads some of them."""
+        problems = self._gather(checkpoint_sums.find_damage(path, rank(), world_size()))
+        if any(problems):
+            raise OSError(next(filter(None, problems)))
+
+    def _gather(self, value: T) -> list[T]:
+        """Return the values of all processes to all of them."""
+        values = [value] * world_size()
+        if self._group is not None:
+            dist.all_gather_object(values, value, group=self._group)
+        return values
 
     def _on_rank_0(self, action: Callable[[], None]) -> str:
         """Do something on rank 0 while the others wait; return to all of them what went wrong."""
@@ -223,34 +262,6 @@ class Checkpointer:
         return cast(T, values[0])
 
 
-def read_state(path: Path, state: TrainingState) -> dict[str, Any]:
-    """Read a checkpoint folder into the tensors of `state`, and return them as `TrainingState.load` takes them.
-
-    Raises:
-        CheckpointError: it is of another architecture.
-        Exception: of many kinds, when it is damaged.
-    """
-    tensors = state.tensors(0)
-    stored = _read_names(path)
-    _require_same_parameters(tensors["model"], stored, path)
-    there = {part: _present(tensors[part], f"{part}.", stored) for part in OPTIONAL}
-    load(tensors | there, checkpoint_id=path)  # in place: moments that are not there stay those of a fresh optimiser
-    return tensors | {part: there[part] for part in ("rng", "scaler")}
-
-
-def _read_names(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint holds, by name; if a process cannot read it, none of them goes on to load it."""
-    stored: dict[str, Any] = {}
-    problem: Exception | None = None
-    try:
-        stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    except Exception as error:
-        problem = error
-    if all_reduce_max(torch.tensor(int(problem is not None))):
-        raise problem or OSError(f"another process cannot read {path}; its log says why")
-    return stored
-
-
 def _set_aside(damaged: dict[Path, str], used: int) -> None:
     """Rename damaged checkpoints, now that one before them is in use."""
     for path, reason in damaged.items():
@@ -269,27 +280,6 @@ def _same_cuda_device() -> tuple[Callable[[int], None], tuple[int]] | tuple[()]:
     if not torch.cuda.is_initialized():
         return ()
     return torch.cuda.set_device, (torch.cuda.current_device(),)
-
-
-def _present(tensors: dict[str, Any], prefix: str, stored: Container[str]) -> dict[str, Any]:
-    """Return those of a tree's tensors that are stored, under their dotted names."""
-    found = {}
-    for name, value in tensors.items():
-        if isinstance(value, dict):
-            found[name] = _present(value, f"{prefix}{name}.", stored)
-        elif f"{prefix}{name}" in stored:
-            found[name] = value
-    return found
-
-
-def _require_same_parameters(model: dict[str, torch.Tensor], stored: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError naming the parameters in which a checkpoint and the model differ."""
-    there = {name.removeprefix("model."): tuple(e.size) for name, e in stored.items() if name.startswith("model.")}
-    if differences := state_differences(shapes_of(model), there):
-        raise CheckpointError(
-            f"checkpoint {path} is of another architecture: {differences}. Use the configuration it was trained with, "
-            "or another --output-dir"
-        )
 
 
 def _last_line(error: BaseException) -> str:

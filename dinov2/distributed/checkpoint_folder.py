@@ -28,6 +28,14 @@ def remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove(folder: Path, iteration: int) -> None:
+    """Remove a checkpoint: first its name, so that being killed meanwhile leaves no part of it that has one."""
+    doomed = unfinished(folder, iteration)
+    with contextlib.suppress(OSError):
+        replace_folder(folder / str(iteration), doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def make_empty(folder: Path) -> None:
     """Create a folder, without what it held before."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,9 @@
 """How student and teacher are shared among processes: activation checkpointing, then torch.compile, then DDP or FSDP2.
 
-That order is fixed: a checkpointed block is compiled as a whole, and a compiled block is a unit of FSDP. Units are the
-blocks of each backbone, the heads, and inside the blocks what computes in float32 (the parameters of a scan, EinFFT):
-FSDP2 casts a unit's parameters together when it gathers them, so these need units of their own. The teacher is sharded
-like the student and gets no gradients.
+That order is fixed: a checkpointed block is compiled as a whole, and a compiled block is a unit of FSDP (whose units
+inside a block then split it into several graphs). Units are the blocks of each backbone, the heads, and inside the
+blocks what computes in float32 (the parameters of a scan, EinFFT): FSDP2 casts a unit's parameters together when it
+gathers them, so these need units of their own. The teacher is sharded like the student and gets no gradients.
 """
 
 import os
@@ -30,6 +30,7 @@ from dinov2.train.ssl_meta_arch import SSLMetaArch
 from dinov2.utils.errors import ConfigError
 from dinov2.utils.schema import ParallelSection
 
+GRAPHS = 64  # that torch.compile may make of a block's code
 Strategy = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
@@ -101,6 +102,11 @@ def parallelize(
     for index, block in enumerate(blocks if section.activation_checkpointing else ()):
         blocks[index] = checkpoint_wrapper(block)
     if section.compile:
+        # Two kinds of block, for student and teacher, the last also for some tokens of a fixed and of any number: eight
+        # graphs of one function, and one a block where the rates of dropped paths grow. After eight PyTorch would leave
+        # the rest uncompiled, with but a warning.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, GRAPHS)
         for block in [*blocks, *arch.teacher_backbone.blocks]:
             block.compile()
     if strategy == "ddp":

@@ -87,6 +87,12 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     return cast(dict[str, Tensor], state)
 
 
+def module_prefix(whole: nn.Module, part: nn.Module) -> str:
+    """Return what the names of the tensors of `part`, a submodule of `whole` or `whole` itself, begin with."""
+    name = next(name for name, module in whole.named_modules() if module is part)
+    return f"{name}." if name else ""
+
+
 def _scaler_state(scaler: GradScaler) -> dict[str, Tensor]:
     if not scaler.is_enabled():
         return {}

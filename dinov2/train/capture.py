@@ -3,7 +3,8 @@
     rank<r>.pt     the micro-batches of one process (crops, masks, paths), the schedules' values, the configuration
     state/         the training state before the step, in torch.distributed.checkpoint's layout
 
-The files hold tensors and plain values only, and load with `weights_only=True`.
+The files hold tensors and plain values only: the first is read with `weights_only=True`, the table of contents of the
+state by `TensorReader`, so that a file from elsewhere executes nothing.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from dinov2.data.collate import MultiCropBatch
-from dinov2.distributed.checkpoint import read_state
+from dinov2.distributed.checkpoint_reader import read_state
 from dinov2.distributed.env import barrier, rank, world_size
 from dinov2.distributed.training_state import TrainingState, rng_state, set_rng_state
 from dinov2.train.schedules import StepValues

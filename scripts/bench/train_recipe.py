@@ -27,7 +27,7 @@ CLIP = 3.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of one step; two global crops an image, one head for CLS tokens and patches, softmax centring."""
+    """Sizes of one step, with two global crops an image, and its objective: the paper's, if nothing else is said."""
 
     backbone: str
     batch: int
@@ -38,6 +38,8 @@ class Recipe:
     prototypes: int
     drop_path: float = 0.0
     checkpointing: bool = False
+    centering: str = "sinkhorn_knopp"
+    separate_head: bool = True
 
     def __str__(self) -> str:
         """The crops, as `2x224 8x98 /14`."""
@@ -52,7 +54,7 @@ class Recipe:
         """
         return config_from_dict(
             {
-                "train": {"centering": "centering"},
+                "train": {"centering": self.centering},
                 "student": {"arch": self.backbone, "patch_size": self.patch, "drop_path_rate": self.drop_path},
                 "crops": {
                     "global_crops_size": self.global_size,
@@ -60,7 +62,7 @@ class Recipe:
                     "local_crops_number": self.local_crops,
                 },
                 "dino": {"head_n_prototypes": self.prototypes},
-                "ibot": {"separate_head": False},
+                "ibot": {"separate_head": self.separate_head, "head_n_prototypes": self.prototypes},
             }
         )
 
@@ -104,7 +106,7 @@ def make_step(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Calla
 def operations(recipe: Recipe) -> int:
     """Return the operations of a step, two a multiply-add: three forwards of the student, one of the teacher.
 
-    Every token passes through every block here, whether or not a loss reads it.
+    Every token passes through every block here, whether or not a loss reads it; the heads are alike, one or two.
     """
     arch = SSLMetaArch(recipe.config())
     backbone, head = arch.student_backbone, arch.student["dino_head"]

@@ -6,6 +6,8 @@ every block, two a multiply-add) over its time and over the best of a few square
 `peak_mib` is all memory of model, optimiser and step. lightly-train is a peer under the AGPL: it stays in an
 environment of its own (`python -m venv FOLDER && FOLDER/bin/pip install lightly-train`), named by --lightly. On CUDA
 every backbone is measured without and with activation checkpointing, and waits of the host for the device are counted.
+The backbones train with the paper's objective (Sinkhorn-Knopp, a head each for CLS tokens and patches), the comparison
+with lightly-train with its own (softmax centring, one head). --profile says what the time of each goes to.
 """
 
 import sys
@@ -20,15 +22,19 @@ from common import DTYPES, Options, make_parser, parse, run
 from matmul_rate import matmul_rate
 from peak_memory import MIB, extra_bytes_cpu, extra_bytes_cuda
 from peer_steps import PeerSteps
-from report import Report
+from report import Report, format_table
 from timing import interleave
+from top_kernels import top_kernels
 from train_recipe import Recipe, make_step, operations
+
+from dinov2.utils.files import write_text
 
 EXAMPLES = """\
   python scripts/bench/train_step.py --json train_step.json
   python scripts/bench/train_step.py --backbones vit24 mvhybrid --batch 4 --steps 5
   python scripts/bench/train_step.py --backbones --lightly FOLDER/bin/python
   python scripts/bench/train_step.py --device cuda --dtype bf16 --batch 64
+  python scripts/bench/train_step.py --backbones mvhybrid --profile kernels.txt
 """
 STUDIED = ["vit12", "vit24", "vim_einfft", "hydra_einfft", "hydra_hybrid", "mvhybrid"]
 LIGHTLY = "lightly-train, ViT-S/14"
@@ -47,6 +53,7 @@ def program(argv: Sequence[str] | None) -> None:
     parser.add_argument("--local", type=int, default=8, help="local crops an image; default: 8")
     parser.add_argument("--prototypes", type=int, default=65536, help="of the head; default: 65536")
     parser.add_argument("--lightly", type=Path, metavar="PYTHON", help="compare with the lightly-train of this Python")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write the longest kernels and their shares here")
     parser.add_argument("--matmul", type=int, nargs="+", metavar="N", help="sides of the square matrices")
     quick = {"batch": 2, "size": [32, 16], "local": 1, "prototypes": 64, "matmul": [64], "backbones": ["vit12_tiny"]}
     args, options = parse(parser, argv, quick)
@@ -62,10 +69,11 @@ def program(argv: Sequence[str] | None) -> None:
     with ExitStack() as stack:
         peers: dict[str, Callable[[], object]] = {}
         if args.lightly is not None:
-            ours = Recipe("vit_small", args.batch, 14, 224, 98, args.local, args.prototypes, drop_path=0.1)
+            sizes = (args.batch, 14, 224, 98, args.local, args.prototypes)
+            ours = Recipe("vit_small", *sizes, drop_path=0.1, centering="centering", separate_head=False)
             recipes |= {"vit_small/14": ours, LIGHTLY: ours}
             peers[LIGHTLY] = stack.enter_context(_lightly(args.lightly, ours, options)).step
-        _measure(recipes, peers, rate, options, report)
+        _measure(recipes, peers, rate, options, report, args.profile)
     report.show()
 
 
@@ -75,9 +83,11 @@ def _measure(
     rate: float,
     options: Options,
     report: Report,
+    profile: Path | None,
 ) -> None:
     """Time the steps that are to be compared in turn, and add rows and ratios to the report."""
     times: dict[str, float] = {}
+    profiles: list[str] = []
     pairs = [["vit_small/14", LIGHTLY], *([name] for name in recipes if "/14" not in name)]
     for names in [[name for name in pair if name in recipes] for pair in pairs]:
         if not names or options.late:
@@ -94,14 +104,20 @@ def _measure(
             times[name] = seconds
             speed = operations(recipe) / seconds
             row: dict[str, Any] = {"name": name, "crops": str(recipe), "batch": recipe.batch, **timing.columns}
+            row |= {"centering": recipe.centering, "heads": 1 + recipe.separate_head}
             row |= {"steps_per_s": 1 / seconds, "images_per_s": recipe.batch / seconds}
             row |= {"gflop_per_s": speed / 1e9, "matmul_share": speed / rate}
             if name not in peers:
                 row |= _costs(recipe, calls[name], options)
+                if profile:
+                    profiles += [f"{name}, {recipe}, batch {recipe.batch}, {options.dtype}:"]
+                    profiles += [*format_table(top_kernels(calls[name], options.device)), ""]
             report.rows.append(row)
         del calls
         report.ratios |= _ratios(times)
         report.save()
+        if profile:
+            write_text(profile, "\n".join(profiles))
 
 
 def _costs(recipe: Recipe, call: Callable[[], object], options: Options) -> dict[str, float | int]:

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,15 @@ def full_disk_on_rank_1(whole):
     return save
 
 
+def damage_newest_of_rank_1(folder):
+    """Copy the run `skipped` to `damaged`, with another byte amid what rank 1 has saved last."""
+    shutil.copytree(folder / "skipped", folder / "damaged", symlinks=True)
+    with open(folder / "damaged" / "checkpoints" / "6" / "__1_0.distcp", "r+b") as file:
+        content = file.read()
+        file.seek(len(content) // 2)
+        file.write(bytes([content[len(content) // 2] ^ 1]))
+
+
 class FullDiskPlanner(DefaultSavePlanner):
     """Has nowhere to put the data."""
 
@@ -93,6 +103,10 @@ def main(config_file: str) -> int:
         checkpoint.save, whole = full_disk_on_rank_1(checkpoint.save), checkpoint.save
         run(Trainer, "full")
         checkpoint.save = whole
+        if rank() == 0:
+            damage_newest_of_rank_1(Path(load_config(config_file).train.output_dir))
+        torch.distributed.barrier()
+        run(Trainer, "damaged")
         run(Trainer, "half", **{"compute_precision.dtype": "fp16"})
         # The lock is rank 0's, and refuses all ranks.
         folder = Path(load_config(config_file).train.output_dir) / "locked"

@@ -25,6 +25,20 @@ def run_ranks(program, processes, arguments, folder, per_node=None):
         folder: where the outputs are kept meanwhile.
         per_node: of how many processes each is told that they share a node; None: of all.
     """
+    running, logs = start_ranks(program, processes, arguments, folder, per_node)
+    for process in running:
+        process.join(TIMEOUT)
+    late = [process for process in running if process.exitcode is None]
+    for process in late:
+        process.kill()
+    outputs = [log.read_text() if log.exists() else "" for log in logs]
+    if late:
+        pytest.fail(f"{len(late)} of {processes} processes did not end within {TIMEOUT} s:\n" + "\n".join(outputs))
+    return [process.exitcode for process in running], outputs
+
+
+def start_ranks(program, processes, arguments, folder, per_node=None):
+    """Begin what `run_ranks` does; return the processes and the files of their outputs."""
     port = free_port()
     logs = [Path(folder) / f"rank{rank}-{port}.log" for rank in range(processes)]
     running = []
@@ -42,15 +56,7 @@ def run_ranks(program, processes, arguments, folder, per_node=None):
         process = CONTEXT.Process(target=_one_rank, args=(program, arguments, environ, log))
         process.start()
         running.append(process)
-    for process in running:
-        process.join(TIMEOUT)
-    late = [process for process in running if process.exitcode is None]
-    for process in late:
-        process.kill()
-    outputs = [log.read_text() if log.exists() else "" for log in logs]
-    if late:
-        pytest.fail(f"{len(late)} of {processes} processes did not end within {TIMEOUT} s:\n" + "\n".join(outputs))
-    return [process.exitcode for process in running], outputs
+    return running, logs
 
 
 def _one_rank(program, arguments, environ, log):

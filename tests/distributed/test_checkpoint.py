@@ -179,6 +179,21 @@ def test_every_moment_of_a_save_leaves_something_to_go_on_from(state, tmp_path, 
         assert not list((run / "checkpoints").glob(".*.tmp"))
 
 
+def test_an_old_checkpoint_loses_its_name_before_its_files(state, tmp_path, small, monkeypatch):
+    checkpointer = Checkpointer(tmp_path, 1, 1000, background=False)
+    checkpointer.save(state, state.arch, 1, small())
+    named, rmtree = [], checkpoint_folder.shutil.rmtree
+
+    def watching(path, **options):
+        named.append((path.name, checkpoint_folder.iterations(checkpointer.folder)))
+        rmtree(path, **options)
+
+    monkeypatch.setattr(checkpoint_folder.shutil, "rmtree", watching)
+    checkpointer.save(state, state.arch, 2, small())
+    assert (".1.tmp", [2]) in named
+    assert not list(checkpointer.folder.glob(".*.tmp"))
+
+
 def test_what_training_waited_for_is_said_as_it_was(state, tmp_path, small, slow_disk, caplog):
     """A disk that writes when it is told to: the save in the background returns before, the other one after."""
     with caplog.at_level(logging.INFO):

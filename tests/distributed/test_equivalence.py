@@ -2,6 +2,7 @@
 
 import json
 
+import compile_ranks
 import pytest
 import torch
 import train_ranks
@@ -149,3 +150,31 @@ def test_options_of_the_parallel_section_change_nothing(write, tmp_path):
     train(4, [write(tmp_path / "hsdp", 5, parallel=options)], per_node=2)
     assert_same(tmp_path / "hsdp", tmp_path / "one")
     assert json.loads((tmp_path / "hsdp" / "run.json").read_text())["strategy"] == "hsdp"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "backend", "checkpointing"),
+    [("vit12", "inductor", True), ("mvhybrid", "aot_eager", True), ("mvhybrid", "aot_eager", False)],
+)
+def test_compiled_blocks_are_what_they_were(arch, backend, checkpointing, write, tmp_path):
+    """Packs of two sizes, masked patches in ever different numbers, student and teacher: all of it stays compiled."""
+    train(1, [write(tmp_path / "eager", 4, student={"arch": arch})])
+    parallel = {"strategy": "fsdp", "compile": True, "activation_checkpointing": checkpointing}
+    config = write(tmp_path / "compiled", 4, student={"arch": arch}, parallel=parallel)
+    codes, outputs = run_ranks(compile_ranks.main, 2, [backend, str(config)], tmp_path)
+    assert codes == [0, 0], "\n".join(outputs)
+    assert_same(tmp_path / "compiled", tmp_path / "eager")
+    counters = json.loads(outputs[0].splitlines()[-1])
+    assert 4 < counters["frames"]["ok"] < 40
+    if arch == "vit12":  # which has no units inside its blocks
+        assert counters["graph_break"] == {}
+
+
+@pytest.mark.slow
+def test_every_block_is_compiled_where_each_drops_paths_at_another_rate(write, tmp_path):
+    student = {"arch": "vit12", "depth": 12, "drop_path_rate": 0.3, "drop_path_uniform": False}
+    config = write(tmp_path / "run", 2, student=student, parallel={"compile": True})
+    codes, outputs = run_ranks(compile_ranks.main, 1, ["aot_eager", str(config)], tmp_path)
+    assert codes == [0], "\n".join(outputs)
+    assert json.loads(outputs[0].splitlines()[-1])["frames"]["ok"] > 12

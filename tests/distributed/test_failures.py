@@ -94,6 +94,14 @@ def test_a_disk_full_on_one_rank_fails_that_save_for_all(outcomes):
     assert names == {"2", "6", "latest"}
 
 
+def test_damage_that_one_rank_finds_sends_all_to_the_checkpoint_before(outcomes):
+    folder, seen, log = outcomes
+    assert all(row["code"] == 0 for row in seen["damaged"].values())
+    assert "6 is damaged (__1_0.distcp has" in log
+    assert "using that of step 4" in log
+    assert (folder / "damaged" / "checkpoints" / "6.damaged").is_dir()
+
+
 def test_float16_steps_are_taken(outcomes):
     folder, seen, _ = outcomes
     assert all(row["code"] == 0 and row["finite"] for row in seen["half"].values())

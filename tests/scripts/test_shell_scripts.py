@@ -74,6 +74,33 @@ def test_a_python_without_venv_is_named(tmp_path: Path) -> None:
     assert "no venv module" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "code", "line"),
+    [
+        ((0,), 0, None),
+        ((1, 0), 0, "PASSED ONLY THE SECOND TIME: tests/a.py::test_b tests/a.py::test_c"),
+        ((1, 1), 1, None),
+    ],
+)
+def test_what_passed_only_the_second_time_is_said(
+    outcomes: tuple[int, ...], code: int, line: str | None, tmp_path: Path
+) -> None:
+    """A stand-in for pytest writes down its arguments, and fails with two tests as often as it should."""
+    words = " ".join(map(str, outcomes))
+    write_program(
+        tmp_path / "python",
+        f'echo "$@" >>{tmp_path}/calls\ncodes=({words})\ncode=${{codes[$(wc -l <{tmp_path}/calls) - 1]}}\n'
+        "if ((code)); then printf '%s\\n' 'FAILED tests/a.py::test_c - x' 'ERROR tests/a.py::test_b'; fi\n"
+        "exit $code\n",
+    )
+    script = f"set -euo pipefail; source scripts/lib/pytest_twice.sh; pytest_twice {tmp_path}/python tests/a.py"
+    done = bash("-c", script)
+    assert done.returncode == code
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["-m pytest -rfE tests/a.py", "-m pytest tests/a.py --last-failed"][: len(outcomes)]
+    assert (done.stdout.splitlines()[-1:] == [line]) == (line is not None)
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
     """A submit folder where srun runs its command in place, scontrol writes down its arguments, python the same."""

@@ -20,7 +20,7 @@ def bench() -> Iterator[SimpleNamespace]:
     """The modules of scripts/bench, imported as `python scripts/bench/NAME.py` does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCH))
-        names = ("common", "train_recipe", "train_step", "peer_steps")
+        names = ("common", "train_recipe", "train_step", "peer_steps", "top_kernels")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name in MODULES:  # their names are common words
         sys.modules.pop(name, None)
@@ -63,6 +63,7 @@ def test_backbones_and_their_ratios(bench, tmp_path, monkeypatch, capsys):
     assert list(rows) == ["vit24", "mvhybrid"]
     for row in rows.values():
         assert row["crops"] == "2x32 1x16 /16"
+        assert (row["centering"], row["heads"]) == ("sinkhorn_knopp", 2)
         assert row["samples"] == 2
         assert row["images_per_s"] == pytest.approx(2 * row["steps_per_s"])
         assert row["steps_per_s"] == pytest.approx(1e3 / row["min_ms"])
@@ -76,6 +77,7 @@ def test_the_peer_takes_as_many_steps(bench, tmp_path, peer):
     assert code == 0
     content = json.loads(path.read_text())
     assert [row["name"] for row in content["rows"]] == ["vit_small/14", "lightly-train, ViT-S/14"]
+    assert {(row["centering"], row["heads"]) for row in content["rows"]} == {("centering", 1)}
     times = [row["min_ms"] for row in content["rows"]]
     assert content["ratios"] == {"vit_small/14 over lightly-train, ViT-S/14": pytest.approx(times[1] / times[0])}
     assert (tmp_path / "steps").read_text().count("step") >= 3  # warm-ups and samples
@@ -108,6 +110,31 @@ def test_checkpointing_changes_no_loss(bench):
     other = bench.train_recipe.Recipe("mvhybrid_tiny", 2, 16, 32, 16, 1, 64, checkpointing=True)
     steps = [bench.train_recipe.make_step(r, CPU, torch.float32) for r in (recipe, other)]
     assert [steps[0]() for _ in range(2)] == pytest.approx([steps[1]() for _ in range(2)], rel=1e-5)
+
+
+def test_the_profile_names_what_takes_the_time(bench, tmp_path):
+    path = tmp_path / "kernels.txt"
+    assert run(bench, tmp_path, "--no-memory", "--profile", str(path))[0] == 0
+    lines = path.read_text().splitlines()
+    assert lines[0] == "vit12_tiny, 2x32 1x16 /16, batch 2, torch.float32:"
+    assert lines[1].split() == ["share", "ms", "calls", "kernel"]
+    assert sum(float(line.split()[0]) for line in lines[2:] if line) == pytest.approx(1, abs=1e-2)
+
+
+def test_the_longest_kernel_comes_first(bench):
+    a, b = torch.randn(512, 512), torch.randn(8)
+    rows = bench.top_kernels.top_kernels(lambda: (a @ a, [b.neg() for _ in range(3)]), CPU, count=1)
+    assert [row["kernel"] for row in rows] == ["aten::mm", f"{rows[1]['kernel'].split()[0]} others"]
+    assert rows[0]["calls"] == 1
+    assert rows[0]["share"] > 0.5
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"centering": "centering", "separate_head": False}])
+def test_the_objective_is_that_of_the_recipe(bench, options):
+    config = bench.train_recipe.Recipe("vit12_tiny", 2, 16, 32, 16, 1, 64, **options).config()
+    expected = (options.get("centering", "sinkhorn_knopp"), options.get("separate_head", True), 64)
+    assert (config.train.centering, config.ibot.separate_head, config.ibot.head_n_prototypes) == expected
 
 
 def test_operations_of_a_vit(bench):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 from slurm_jobs import ROOT, Job, run, wait_until
-
-PROGRAM = Path(__file__).with_name("small_training.py")
+from slurm_training import recipe
+from small_runs import write_tiles
 
 
 @pytest.fixture(scope="session")
@@ -29,21 +29,15 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def make_job(cluster, tmp_path_factory):
-    """Return a function that submits `slurm/pretrain.sbatch` with a configuration.
-
-    With the small training in the trainer's place, unless the program is given as dinov2.train.
-    """
+    """Return a function that submits `slurm/pretrain.sbatch` with a configuration, or with another program."""
     numbers = []
 
-    def make(*options, program="small_training", **plan):
+    def make(*options, program=None, **plan):
         folder = tmp_path_factory.mktemp("job")
-        if program == "small_training":
-            (folder / "run").mkdir()
         (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
         python = folder / "venv" / "bin" / "python"
         python.parent.mkdir(parents=True)
-        # The job's command begins with `python -m dinov2.train`.
-        arguments = '"$@"' if program == "dinov2.train" else f'{PROGRAM} "${{@:3}}"'
+        arguments = program or '"$@"'
         python.write_text(f"#!/usr/bin/env bash\nPYTHONPATH={ROOT} exec {sys.executable} {arguments}\n")
         python.chmod(0o755)
         environ = {"CONFIG": "plan.yaml", "OUTPUT_DIR": "run", "VENV": "venv"}
@@ -62,6 +56,20 @@ def make_job(cluster, tmp_path_factory):
     yield make
     if numbers:
         subprocess.run(["scancel", *numbers], capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory):
+    """A folder of twelve smooth random tiles, which all jobs train on."""
+    return write_tiles(tmp_path_factory.mktemp("data") / "tiles")
+
+
+@pytest.fixture(scope="session")
+def whole(make_job, tiles):
+    """A job of two nodes that trained without interruption."""
+    job = make_job("--nodes=2", **recipe(tiles))
+    job.wait_for("COMPLETED")
+    return job
 
 
 @pytest.fixture

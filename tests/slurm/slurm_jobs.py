@@ -1,11 +1,12 @@
 """Asking Slurm, and what a test wants to know of a job."""
 
-import json
 import os
 import re
 import subprocess
 import time
 from pathlib import Path
+
+from slurm_training import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,27 +27,19 @@ def wait_until(condition, seconds, describe=lambda: ""):
 
 
 class Job:
-    """A job of `slurm/pretrain.sbatch` in a folder of its own."""
+    """A job in a folder of its own, where it trains in `run` and writes its output to the files of `logs`."""
 
-    def __init__(self, number, folder):
-        self.number, self.folder = number, folder
+    def __init__(self, number, folder, logs="*.out"):
+        self.number, self.folder, self.logs = number, folder, logs
 
     def log(self):
-        return "".join(path.read_text() for path in sorted(self.folder.glob("*.out")))
+        return "".join(path.read_text() for path in sorted(self.folder.glob(self.logs)) if path.is_file())
 
     def state(self, key="JobState"):
         return re.search(rf"\b{key}=(\S+)", run("scontrol", "show", "job", self.number, "--oneliner"))[1]
 
-    def steps(self):
-        """Return what the training wrote, a dictionary a step."""
-        path = self.folder / "run" / "losses.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def losses(self):
-        return [(line["step"], line["loss"]) for line in self.steps()]
-
-    def wait_for_steps(self, count, steps_of=steps, seconds=90):
-        wait_until(lambda: len(steps_of(self)) >= count, seconds, lambda: f"{self.state()}\n{self.log()}")
+    def wait_for_steps(self, count, seconds=90):
+        wait_until(lambda: len(metrics(self)) >= count, seconds, lambda: f"{self.state()}\n{self.log()}")
 
     def wait_for(self, *states, seconds=120):
         wait_until(lambda: self.state() in states, seconds, lambda: f"{self.state()}\n{self.log()}")

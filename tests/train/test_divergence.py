@@ -163,6 +163,18 @@ def test_a_weight_that_is_nan_is_named(small, tmp_path, capsys):
     assert "weight of student.ibot_head.mlp.0.weight" in capsys.readouterr().out
 
 
+def test_replay_of_a_state_from_elsewhere_executes_nothing(small, tmp_path, capsys):
+    with pytest.raises(DivergenceError):
+        poisoned(small(train={"max_skipped_steps": 0}), tmp_path / "run", {0}).run()
+    path = tmp_path / "run" / "diverged" / "0" / "rank0.pt"
+    executed = tmp_path / "executed"
+    contents = path.parent / "state" / ".metadata"
+    contents.write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(executed).encode())
+    assert main(["--replay", str(path)]) == 2
+    assert "names os.system" in capsys.readouterr().err
+    assert not executed.exists()
+
+
 @pytest.mark.parametrize("sections", [{"train": {"centering": "centering"}}, {"compute_precision": {"dtype": "fp16"}}])
 def test_a_step_that_is_not_taken_leaves_everything_as_it_was(small, tmp_path, sections):
     """Parameters, moments, centres, scale and generators, whether taken before or not."""
