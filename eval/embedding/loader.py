@@ -4,6 +4,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dinov2.data.workers import deaths_polled, init_worker, lost_worker
 from dinov2.slides.handles import OpenSlides
-from eval.embedding.ahead import read_ahead
 from eval.embedding.sources import PatchSource, read_patches
 from eval.errors import EvalError
+from eval.prefetch import prefetch
 
 _AHEAD = 4  # batches that the thread, or each process, reads in advance
 
@@ -82,7 +83,9 @@ def load_batches(
         for start in range(0, len(source), batch_size)
     )
     if workers == 0:
-        yield from read_ahead(_read_here(items, cache_dir, pin_memory), _AHEAD)
+        here = _read_here(items, cache_dir, pin_memory)
+        with closing(here), closing(prefetch(here, _AHEAD)) as batches:
+            yield from batches
     else:
         yield from _read_in_processes(_Line(items), workers, cache_dir, pin_memory)
 
@@ -140,7 +143,7 @@ class _Line:
             self._next.popleft()
 
 
-def _read_here(items: Iterator[_Item], cache_dir: Path | None, pin_memory: bool) -> Iterator[Batch]:
+def _read_here(items: Iterator[_Item], cache_dir: Path | None, pin_memory: bool) -> Generator[Batch, None, None]:
     reader = _Reader(cache_dir)
     try:
         for item in items:
