@@ -69,7 +69,18 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return a b^T + bias (M, N) for a (M, K) and b (N, K) in float32."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, _without_gaps(b), bias, "none", [], "")
+
+
+def _without_gaps(matrix: Tensor) -> Tensor:
+    """Return the matrix, copied if its rows or columns lie apart in memory.
+
+    oneDNN takes the second factor as it lies, and multiplies by one with gaps (part of a wider tensor) in a plain loop,
+    a thousand times as slow.
+    """
+    if matrix.is_contiguous() or matrix.T.is_contiguous():
+        return matrix
+    return matrix.T.contiguous().T if matrix.stride(0) < matrix.stride(1) else matrix.contiguous()
 
 
 @cache

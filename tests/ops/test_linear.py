@@ -139,3 +139,12 @@ def test_an_interface_that_has_changed_is_reported_and_not_raised(monkeypatch):
     assert "cannot be called (TypeError: unexpected argument)" in ops._why_not.__wrapped__()
     monkeypatch.setattr(ops, "_product", lambda a, b: a @ b.T + 1)
     assert "gives other products" in ops._why_not.__wrapped__()
+
+
+@pytest.mark.parametrize("stride", [(5, 1), (1, 6), (9, 1), (1, 8), (0, 1)])
+def test_the_second_factor_lies_without_gaps(stride):
+    matrix = torch.randn(100).as_strided((6, 5), stride)
+    dense = ops._without_gaps(matrix)
+    assert dense.is_contiguous() or dense.T.is_contiguous()
+    assert torch.equal(dense, matrix)
+    assert (dense is matrix) == (stride in ((5, 1), (1, 6)))
